@@ -345,7 +345,11 @@ async fn cached(origin: &Origin, layout: &Layout) -> Option<Bytes> {
         return None;
     }
     let file = store.open_file(object).await?;
-    layout.body(|buffer, offset| file.read_cached(buffer, offset))
+    let mut body = store.buffer(usize::try_from(layout.length).ok()?);
+    layout.fill(body.as_mut_slice(), |part, offset| {
+        file.read_cached(part, offset)
+    })?;
+    Some(body.freeze())
 }
 
 /// Only letters and digits: containers/image accepts nothing else. Long enough not to occur in a

@@ -113,26 +113,28 @@ impl Layout {
 }
 
 impl Layout {
-    /// Returns the whole body. `read` fills a part's bytes from the blob's offset, and returns
-    /// whether it could; if not, there is no body.
-    pub(crate) fn body(&self, mut read: impl FnMut(&mut [u8], u64) -> bool) -> Option<Bytes> {
-        let mut body = vec![0; usize::try_from(self.length).ok()?];
-        let mut rest = body.as_mut_slice();
+    /// Fills `body`, which has the layout's length, with the whole body. `read` fills a part's bytes
+    /// from the blob's offset, and returns whether it could; if not, there is no body.
+    pub(crate) fn fill(
+        &self,
+        mut body: &mut [u8],
+        mut read: impl FnMut(&mut [u8], u64) -> bool,
+    ) -> Option<()> {
         for part in self.reads.iter().flat_map(|read| &read.parts) {
             let length = usize::try_from(part.range.end - part.range.start).ok()?;
-            let (header, behind) = rest.split_at_mut_checked(part.header.len())?;
+            let (header, behind) = body.split_at_mut_checked(part.header.len())?;
             let (bytes, behind) = behind.split_at_mut_checked(length)?;
             header.copy_from_slice(&part.header);
             if !read(bytes, part.range.start) {
                 return None;
             }
-            rest = behind;
+            body = behind;
         }
-        if rest.len() != self.trailer.len() {
+        if body.len() != self.trailer.len() {
             return None;
         }
-        rest.copy_from_slice(&self.trailer);
-        Some(body.into())
+        body.copy_from_slice(&self.trailer);
+        Some(())
     }
 }
 
@@ -366,13 +368,15 @@ mod tests {
             let layout = Layout::multipart(parts.clone(), 500, "b:-0", max_reads).unwrap();
             let body = body(&layout, &blob, piece);
             prop_assert_eq!(body.len() as u64, layout.length);
-            let copied = layout.body(|buffer, offset| {
+            let mut copied = vec![0; body.len()];
+            let filled = layout.fill(&mut copied, |buffer, offset| {
                 let bytes = &blob[to_usize(offset)..];
                 buffer.copy_from_slice(&bytes[..buffer.len()]);
                 true
             });
-            prop_assert_eq!(copied.unwrap(), body.clone());
-            prop_assert_eq!(layout.body(|_, offset| offset != parts[1].start), None);
+            prop_assert_eq!((filled, &copied), (Some(()), &body));
+            let absent = layout.fill(&mut copied, |_, offset| offset != parts[1].start);
+            prop_assert_eq!(absent, None);
             let mut expected: Vec<_> = parts
                 .iter()
                 .map(|part| (part.start, blob[to_usize(part.start)..to_usize(part.end)].to_vec()))

@@ -19,6 +19,7 @@ use object_store::{
     PutMode, PutOptions, PutPayload, PutResult, UpdateVersion,
 };
 
+use super::buffers::Buffers;
 use super::error::Error;
 use super::folder;
 use super::key::Key;
@@ -38,6 +39,7 @@ pub(super) struct Backend {
     /// Whether no object outlives the process.
     is_scratch: bool,
     signer: Option<Arc<dyn Signer>>,
+    buffers: Buffers,
 }
 
 /// The result of a listing or a HEAD.
@@ -98,6 +100,7 @@ impl Backend {
             folder: Some(root),
             is_scratch,
             signer: None,
+            buffers: Buffers::default(),
         })
     }
 
@@ -113,6 +116,7 @@ impl Backend {
             folder: None,
             is_scratch: false,
             signer,
+            buffers: Buffers::default(),
         }
     }
 
@@ -130,6 +134,11 @@ impl Backend {
     /// The file of `key`, if it does not outlive this process.
     pub(super) fn scratch_file(&self, key: &Key) -> Option<PathBuf> {
         self.file(key).filter(|_| self.is_scratch)
+    }
+
+    /// Buffers for the bytes of files.
+    pub(super) fn buffers(&self) -> &Buffers {
+        &self.buffers
     }
 
     pub(super) fn signer(&self) -> Option<&Arc<dyn Signer>> {
@@ -229,7 +238,9 @@ impl Backend {
         };
         let object_size = found.meta.size;
         let stream = match found.payload {
-            GetResultPayload::File(file, path) => folder::stream(file, &path, found.range),
+            GetResultPayload::File(file, path) => {
+                folder::stream(file, &path, found.range, &self.buffers)
+            }
             GetResultPayload::Stream(stream) => stream,
         };
         Ok(Some(Body {

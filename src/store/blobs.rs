@@ -11,7 +11,7 @@ use futures::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 
 use super::error::{Damage, Error};
 use super::key::Key;
-use super::{Object, OpenFile, Store};
+use super::{Buffer, Object, OpenFile, Store};
 use crate::oci::Digest;
 
 /// Objects up to this size are cached in memory after `read_all`: manifests and configurations, not
@@ -120,6 +120,11 @@ impl Store {
         }
         let pieces: Vec<Bytes> = bytes.try_collect().await?;
         Ok(stream::iter(pieces.into_iter().map(Ok)).boxed())
+    }
+
+    /// A buffer for bytes of an open file.
+    pub fn buffer(&self, length: usize) -> Buffer {
+        self.inner.backend.buffers().take(length)
     }
 
     /// The object's open file, for parts of it that are in the page cache. `None` in a bucket.

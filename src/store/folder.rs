@@ -2,7 +2,6 @@
 //! deletion of staging files of killed uploads.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -10,63 +9,89 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt as _};
 
+use super::buffers::{Buffer, Buffers};
+use super::open_files::OpenFile;
+
 /// The size of one piece of a file: so large that the hop to a blocking thread is cheap compared
 /// with the read.
 const PIECE: u64 = 256 << 10;
 
 /// Streams the bytes of `range`. A file that ends earlier is an error.
+///
+/// A piece that is in the page cache is copied by the thread that polls for it, any other is read
+/// by a thread that may block.
 pub(super) fn stream(
     file: File,
     path: &Path,
     range: Range<u64>,
+    buffers: &Buffers,
 ) -> BoxStream<'static, Result<Bytes, object_store::Error>> {
     let reading = Reading {
-        file,
+        file: OpenFile::from(file),
         path: path.to_owned(),
         range,
-        positioned: false,
+        buffers: buffers.clone(),
     };
     stream::try_unfold(reading, |reading| async move {
         if reading.range.is_empty() {
             return Ok(None);
         }
-        tokio::task::spawn_blocking(move || reading.piece())
-            .await?
-            .map(Some)
+        match reading.cached() {
+            Ok(piece) => Ok(Some(piece)),
+            Err(reading) => tokio::task::spawn_blocking(move || reading.piece())
+                .await?
+                .map(Some),
+        }
     })
     .boxed()
 }
 
+/// A file that is streamed, and the range that is left.
 struct Reading {
-    file: File,
+    file: OpenFile,
     path: PathBuf,
     range: Range<u64>,
-    positioned: bool,
+    buffers: Buffers,
 }
 
 impl Reading {
-    fn piece(mut self) -> Result<(Bytes, Self), object_store::Error> {
-        let failed = |source: std::io::Error, path: &Path| object_store::Error::Generic {
-            store: "folder",
-            source: format!("{}: {source}", path.display()).into(),
-        };
-        if !self.positioned {
-            self.file
-                .seek(SeekFrom::Start(self.range.start))
-                .map_err(|source| failed(source, &self.path))?;
-            self.positioned = true;
-        }
+    /// Returns a buffer for the next piece.
+    fn buffer(&self) -> Buffer {
         let length = PIECE.min(self.range.end - self.range.start);
-        let mut piece = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
-        (&self.file)
-            .take(length)
-            .read_to_end(&mut piece)
-            .map_err(|source| failed(source, &self.path))?;
-        if piece.len() as u64 != length {
-            return Err(failed(ErrorKind::UnexpectedEof.into(), &self.path));
+        self.buffers
+            .take(usize::try_from(length).unwrap_or_default())
+    }
+
+    fn after(mut self, buffer: Buffer) -> (Bytes, Self) {
+        let piece = buffer.freeze();
+        self.range.start += piece.len() as u64;
+        (piece, self)
+    }
+
+    /// Returns the next piece if it is in the page cache.
+    fn cached(self) -> Result<(Bytes, Self), Self> {
+        let mut buffer = self.buffer();
+        let is_read = self
+            .file
+            .read_cached(buffer.as_mut_slice(), self.range.start);
+        if is_read {
+            Ok(self.after(buffer))
+        } else {
+            Err(self)
         }
-        self.range.start += length;
-        Ok((piece.into(), self))
+    }
+
+    /// Returns the next piece. Blocking.
+    fn piece(self) -> Result<(Bytes, Self), object_store::Error> {
+        let mut buffer = self.buffer();
+        let read = self
+            .file
+            .read_exact(buffer.as_mut_slice(), self.range.start);
+        read.map_err(|source| object_store::Error::Generic {
+            store: "folder",
+            source: format!("{}: {source}", self.path.display()).into(),
+        })?;
+        Ok(self.after(buffer))
     }
 }
 
@@ -125,10 +150,15 @@ mod tests {
     async fn a_range_is_streamed_in_pieces() {
         let content: Vec<u8> = (0..700_000_u32).flat_map(u32::to_le_bytes).collect();
         let (_dir, path) = file_of(&content);
-        let pieces: Vec<Bytes> = stream(File::open(&path).unwrap(), &path, 3..2_700_001)
-            .try_collect()
-            .await
-            .unwrap();
+        let pieces: Vec<Bytes> = stream(
+            File::open(&path).unwrap(),
+            &path,
+            3..2_700_001,
+            &Buffers::default(),
+        )
+        .try_collect()
+        .await
+        .unwrap();
         assert!(pieces.len() > 1);
         assert_eq!(pieces.concat(), &content[3..2_700_001]);
     }
@@ -136,9 +166,10 @@ mod tests {
     #[tokio::test]
     async fn a_file_that_ends_too_early_is_an_error() {
         let (_dir, path) = file_of(b"short");
-        let bytes: Result<Vec<Bytes>, _> = stream(File::open(&path).unwrap(), &path, 0..6)
-            .try_collect()
-            .await;
+        let bytes: Result<Vec<Bytes>, _> =
+            stream(File::open(&path).unwrap(), &path, 0..6, &Buffers::default())
+                .try_collect()
+                .await;
         assert!(bytes.is_err());
     }
 

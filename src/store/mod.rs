@@ -10,6 +10,7 @@
 
 mod backend;
 mod blobs;
+mod buffers;
 mod config;
 mod damage;
 mod error;
@@ -43,6 +44,7 @@ use tokio::sync::Semaphore;
 
 use crate::oci::Digest;
 use backend::Backend;
+pub use buffers::Buffer;
 pub use config::{Config, Retention, Scrub, Secret};
 pub use error::{Damage, Error};
 pub use key::{Generation, Key};

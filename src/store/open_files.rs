@@ -5,7 +5,8 @@
 //! two hops to another thread cost more than the copy.
 
 use std::fs::File;
-use std::io::IoSliceMut;
+use std::io::{self, IoSliceMut};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,7 +53,7 @@ impl OpenFiles {
             return;
         };
         if file.metadata().is_ok_and(|meta| meta.len() == size) {
-            self.0.insert(digest.clone(), Arc::new(OpenFile(file)));
+            self.0.insert(digest.clone(), Arc::new(file.into()));
         }
     }
 
@@ -61,7 +62,21 @@ impl OpenFiles {
     }
 }
 
+impl From<File> for OpenFile {
+    fn from(file: File) -> Self {
+        Self(file)
+    }
+}
+
 impl OpenFile {
+    /// Fills `buffer` with the bytes at `offset`. Blocking.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or ends before.
+    pub(super) fn read_exact(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_exact_at(buffer, offset)
+    }
+
     /// Fills `buffer` with the bytes at `offset`, and returns whether it is full. It is not if some
     /// of them are not in the page cache, or the file ends before. Never waits for the disk (Linux,
     /// preadv2(2), `RWF_NOWAIT`).
@@ -112,7 +127,7 @@ mod tests {
         let file = File::open(&path).unwrap();
         file.sync_all().unwrap();
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-        let file = OpenFile(file);
+        let file = OpenFile::from(file);
         let mut buffer = vec![0; 1 << 20];
         assert!(!file.read_cached(&mut buffer, 0));
     }
