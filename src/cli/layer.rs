@@ -13,8 +13,9 @@ use serde::Serialize;
 use super::output;
 use super::progress::Bar;
 use super::table::printable;
-use crate::convert::{self, Inflate, Prioritized};
+use crate::convert::{self, Prioritized};
 use crate::failure::Failure;
+use crate::layers::inflate::Inflate;
 use crate::tempfiles::{keep, new_file_for};
 
 /// Bytes read from the input at once.

@@ -28,8 +28,17 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("predict", &["tocs", "layers", "store", "profile", "oci"]),
     (
         "convert",
-        &["layers", "store", "transport", "registry", "profile", "oci"],
+        &[
+            "rewrite",
+            "layers",
+            "store",
+            "transport",
+            "registry",
+            "profile",
+            "oci",
+        ],
     ),
+    ("rewrite", &["store", "oci"]),
     (
         "agent",
         &[
@@ -53,10 +62,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("doctor", &["agent", "containerd"]),
-    (
-        "inspect",
-        &["convert", "layers", "transport", "registry", "oci"],
-    ),
+    ("inspect", &["layers", "transport", "registry", "oci"]),
     ("tocs", &["layers", "store", "oci"]),
     ("containerd", &["transport", "oci"]),
     // What is carried to a destination comes from a source or from a store.
@@ -72,6 +78,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("failure", &[]),
     ("flight", &[]),
+    ("negative_cache", &[]),
+    ("shares", &["budget"]),
     ("telemetry", &[]),
     ("tempfiles", &[]),
 ];
@@ -82,12 +90,14 @@ const FOR_ALL: &[&str] = &[
     "clock",
     "failure",
     "flight",
+    "negative_cache",
+    "shares",
     "telemetry",
     "tempfiles",
 ];
 /// These may name the crate `estargz`.
 const FORMAT: &[&str] = &[
-    "agent", "convert", "inspect", "layers", "learn", "predict", "tocs",
+    "agent", "convert", "inspect", "layers", "learn", "predict", "rewrite", "tocs",
 ];
 /// These may import everything.
 const ROOTS: &[&str] = &["cli", "config", "main", "lib", "fuzzing"];
