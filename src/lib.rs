@@ -65,6 +65,7 @@ pub mod serve {
     pub use config::Config;
 }
 mod shares;
+mod signals;
 pub mod store;
 pub mod telemetry;
 mod tempfiles;

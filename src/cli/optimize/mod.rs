@@ -14,10 +14,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::convert::{self, ConversionReport, ImageArgs, Job};
-use super::{Global, interruptible, on_a_runtime, output, profiles};
+use super::{Global, on_a_runtime, output, profiles};
 use crate::failure::Failure;
 use crate::recording::record::{self, Line};
 use crate::recording::{container, mounts};
+use crate::signals::interruptible;
 use crate::transport::Location;
 use observe::{Observed, observe};
 use workload::WorkloadArgs;

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::workload::{Until, WorkloadArgs};
 use crate::agent::observe::Recording;
 use crate::cli::convert::{self, Job};
-use crate::cli::{interruptible, output, termination};
+use crate::cli::output;
 use crate::config::Config;
 use crate::convert::{Format, Setting};
 use crate::failure::Failure;
@@ -22,6 +22,7 @@ use crate::recording::container::End;
 use crate::recording::record::Line;
 use crate::recording::workload::RunConfig;
 use crate::recording::{Layer, MountedLayers};
+use crate::signals::{interrupt, interruptible, termination};
 use crate::transport::document::{is_index, parse};
 use crate::transport::platform::child_of;
 use crate::transport::{Endpoint, ImageReader, LayoutImage, Location};
@@ -137,13 +138,6 @@ async fn perform(
         }
     };
     Ok((end?, run.end()))
-}
-
-async fn interrupt() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        // Without the signal, the workload ends by itself or with this process.
-        std::future::pending().await
-    }
 }
 
 impl Image {

@@ -20,6 +20,7 @@ use crate::containerd::session::Session;
 use crate::containerd::unpack::{self, Outcome, Unpacker};
 use crate::failure::Failure;
 use crate::oci::{Digest, ImageName, Platform};
+use crate::signals::interruption;
 use crate::transport::{Endpoint, Location};
 
 /// Pull an image into containerd, lazily if its snapshotter can
@@ -119,12 +120,12 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<(), Failure> {
     let (lease, leased) = Lease::take(&session).await?;
     let outcome = tokio::select! {
         outcome = pull(args, &endpoint, &leased) => outcome,
-        interruption = super::interruption() => Err(interruption),
+        interruption = interruption() => Err(interruption),
     };
     // The objects of a failed pull are removed before its failure is reported.
     let ended = tokio::select! {
         ended = lease.end(outcome.is_err()) => ended,
-        interruption = super::interruption() => Err(interruption),
+        interruption = interruption() => Err(interruption),
     };
     if let Err(failure) = ended {
         output::say(&failure.to_string());

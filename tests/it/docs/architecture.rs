@@ -80,6 +80,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("flight", &[]),
     ("negative_cache", &[]),
     ("shares", &["budget"]),
+    ("signals", &["failure"]),
     ("telemetry", &[]),
     ("tempfiles", &[]),
 ];
@@ -92,6 +93,7 @@ const FOR_ALL: &[&str] = &[
     "flight",
     "negative_cache",
     "shares",
+    "signals",
     "telemetry",
     "tempfiles",
 ];
