@@ -25,6 +25,7 @@ pub mod agent {
     pub mod config;
     pub use config::Config;
 }
+mod api_client;
 pub mod aside;
 mod backoff;
 pub mod budget;

@@ -61,6 +61,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "oci",
         ],
     ),
+    ("api_client", &[]),
     ("doctor", &["agent", "containerd"]),
     ("inspect", &["layers", "transport", "registry", "oci"]),
     ("tocs", &["layers", "store", "oci"]),
