@@ -34,6 +34,7 @@ mod clock;
 pub mod config;
 #[cfg(feature = "agent")]
 pub mod containerd;
+mod conversion;
 pub mod convert;
 #[cfg(feature = "agent")]
 mod doctor;
@@ -54,6 +55,7 @@ pub mod oci;
 #[cfg(feature = "predict")]
 pub mod predict;
 pub mod profile;
+#[cfg(feature = "agent")]
 mod recording;
 pub mod registry;
 pub mod rewrite;

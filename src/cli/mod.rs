@@ -9,7 +9,6 @@ mod agent;
 mod config;
 mod convert;
 mod inspect;
-mod layer;
 #[cfg(feature = "agent")]
 mod optimize;
 mod output;
