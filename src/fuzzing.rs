@@ -14,10 +14,10 @@ mod random;
 
 use harness::run;
 
-use crate::convert;
 use crate::oci;
 use crate::predict;
 use crate::registry;
+use crate::rewrite;
 use crate::store;
 
 fn seeds(texts: &[&str]) -> Vec<Vec<u8>> {
@@ -77,7 +77,7 @@ fn documents() {
 
 #[test]
 fn plans() {
-    run("plans", manifests(), mutate::json, convert::fuzz::plans);
+    run("plans", manifests(), mutate::json, rewrite::fuzz::plans);
 }
 
 #[test]

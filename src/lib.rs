@@ -1,9 +1,9 @@
 //! Starlift makes any container image start before it is downloaded.
 //!
 //! The rooms of the crate, and who may import whom, stand in `docs/ARCHITECTURE.md` and are tested.
-//! The server is `serve`, `learn`, `predict` and `convert`; the node is `agent`, `recording` and
-//! `containerd`; both stand on `transport`, `registry`, `store`, `tocs`, `profile` and `oci`. `cli`
-//! is the command line.
+//! The server is `serve`, `learn`, `predict`, `convert` and `rewrite`; the node is `agent`,
+//! `recording` and `containerd`; both stand on `transport`, `registry`, `store`, `tocs`, `profile`
+//! and `oci`. `cli` is the command line.
 //!
 //! The features `serve`, `predict` and `agent`, all on by default, are the server, its predictions and
 //! the node. Without them the library and the program convert, inspect and verify images.
@@ -25,6 +25,7 @@ pub mod agent {
     pub mod config;
     pub use config::Config;
 }
+mod api_client;
 pub mod aside;
 mod backoff;
 pub mod budget;
@@ -33,6 +34,7 @@ mod clock;
 pub mod config;
 #[cfg(feature = "agent")]
 pub mod containerd;
+mod conversion;
 pub mod convert;
 #[cfg(feature = "agent")]
 mod doctor;
@@ -48,12 +50,15 @@ mod inspect;
 pub mod layers;
 #[cfg(feature = "serve")]
 pub mod learn;
+mod negative_cache;
 pub mod oci;
 #[cfg(feature = "predict")]
 pub mod predict;
 pub mod profile;
+#[cfg(feature = "agent")]
 mod recording;
 pub mod registry;
+pub mod rewrite;
 #[cfg(feature = "serve")]
 pub mod serve;
 /// Only the configuration.
@@ -62,6 +67,8 @@ pub mod serve {
     pub mod config;
     pub use config::Config;
 }
+mod shares;
+mod signals;
 pub mod store;
 pub mod telemetry;
 mod tempfiles;

@@ -1,7 +1,7 @@
-//! The target `plans` of `src/convert/fuzz.rs` under libFuzzer.
+//! The target `plans` of `src/rewrite/fuzz.rs` under libFuzzer.
 #![no_main]
 
 #[path = "../../crates/estargz/fuzz/src/limit.rs"]
 mod limit;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| starlift::convert::fuzz::plans(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| starlift::rewrite::fuzz::plans(data));

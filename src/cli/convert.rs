@@ -1,25 +1,19 @@
 //! `starlift convert`: converts an image or a single layer.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
-
-use tempfile::TempDir;
 
 use super::progress::Bar;
 use super::registry_args::RegistryArgs;
-use super::{Global, layer, output};
+use super::table::printable;
+use super::{Global, output};
 use crate::config::{Config, Layer};
-use crate::convert::Converter;
+use crate::conversion::layer::{LayerConversion, STANDARD};
+use crate::conversion::record::{self, Line};
+use crate::conversion::{ConversionReport, ImageConversion};
 use crate::failure::Failure;
-use crate::inspect::report::ImageReport;
-use crate::oci::{Digest, Manifest, Platform};
-use crate::recording::record;
-use crate::store::{self, ImageRecord, Store};
-use crate::transport::{Destination, Endpoint, ImageBundle, ImageReader, Location, external_toc};
-
-/// Interval between updates of the progress bar.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+use crate::oci::Platform;
+use crate::transport::Location;
 
 /// Convert an image to eStargz, from and to a registry, a layout or an archive
 #[derive(Debug, clap::Args)]
@@ -42,7 +36,7 @@ pub(super) struct Args {
 }
 
 /// Flags of every command that converts an image.
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, clap::Args)]
 pub(super) struct ImageArgs {
     /// Print the result as JSON, and nothing else
     #[arg(long)]
@@ -70,7 +64,7 @@ pub(super) struct ImageArgs {
 }
 
 /// Flags for the format of the layers. The flag names of the reference's tools work too.
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, clap::Args)]
 struct FormatArgs {
     /// Write eStargz layers (the default)
     #[arg(long)]
@@ -101,22 +95,24 @@ struct FormatArgs {
     layout: Option<String>,
 }
 
-/// One conversion of an image.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Job<'a> {
-    pub(super) source: &'a Location,
-    pub(super) target: &'a Location,
-    pub(super) args: &'a ImageArgs,
-    pub(super) config: &'a Config,
-}
-
 impl ImageArgs {
-    /// Returns the flags without those for the conversion itself.
-    pub(super) fn bare(&self) -> Self {
-        Self {
-            json: self.json,
-            registry: self.registry,
-            ..Self::default()
+    /// Returns the conversion of `source` into `target` that the flags describe.
+    pub(super) fn conversion<'a>(
+        &'a self,
+        source: &'a Location,
+        target: &'a Location,
+        config: &'a Config,
+    ) -> ImageConversion<'a> {
+        ImageConversion {
+            source,
+            target,
+            registries: self.registry.registries(config),
+            convert: &config.convert,
+            store: &config.store,
+            store_location: self.store.as_deref(),
+            platforms: &self.platform,
+            oci: self.oci,
+            reuse: self.reuse,
         }
     }
 
@@ -181,205 +177,85 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
         .unwrap_or_default();
     if args.layer {
         let prioritized = record::of_layer(recorded);
-        layer::convert(
-            &args.source,
-            &args.destination,
-            &config.convert,
-            prioritized,
-            args.image.json,
-        )
-        .await?;
+        let Args {
+            source,
+            destination,
+            ..
+        } = args;
+        let conversion = LayerConversion::new(source, destination, &config.convert, prioritized)?;
+        layer(conversion, destination, args.image.json).await?;
         return Ok(ExitCode::SUCCESS);
     }
     let source: Location = args.source.parse().map_err(Failure::from_error)?;
     let target: Location = args.destination.parse().map_err(Failure::from_error)?;
-    let made = image(
-        Job {
-            source: &source,
-            target: &target,
-            args: &args.image,
-            config: &config,
-        },
-        recorded,
-    )
-    .await?;
+    let conversion = args.image.conversion(&source, &target, &config);
+    let report = image(conversion, recorded, args.image.json).await?;
     if args.image.json {
-        output::print_json(&made)?
+        output::print_json(&report)?
     } else {
-        made.print(&args.destination)?
+        print(&report, &args.destination)?
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Converts an image, with the files of `recorded` first, and writes it to its target.
+/// Converts an image and shows the progress.
 pub(super) async fn image(
-    job: Job<'_>,
-    recorded: Vec<record::Line>,
+    conversion: ImageConversion<'_>,
+    recorded: Vec<Line>,
+    quiet: bool,
 ) -> Result<ConversionReport, Failure> {
-    let Job {
-        source,
-        target,
-        args,
-        config,
-    } = job;
-    let endpoint = Endpoint::open(&config.upstreams, source, args.registry.plain_http)?;
-    let scratch =
-        ScratchStore::open(config, args.store.as_deref(), Destination::folder(target)).await?;
-    let source_manifest = endpoint.manifest().await?;
-    let priorities = record::of_image(recorded, &endpoint, &source_manifest).await?;
-    let priorities = priorities.keeping_lazy_layers(args.reuse);
-    let converter = Converter::prioritizing(&config.convert, scratch.store.clone(), priorities);
-    let converter = converter.map_err(Failure::from_error)?;
-    let record = convert(&converter, &endpoint, &source_manifest, args.json).await?;
-
-    let reader = ImageReader {
-        store: Some(&scratch.store),
-        endpoint: &endpoint,
-    };
-    let converted = reader
-        .manifest(&record.converted, &record.media_type)
-        .await?;
-    let packed = ImageBundle::pack(reader, converted).await?;
-    let missing = packed.missing.len();
-    let mut bundle = packed.without_missing()?;
-    if !args.platform.is_empty() {
-        bundle = bundle.select(&args.platform)?;
-    } else if Destination::takes_one_image(target) {
-        bundle = bundle.select(&[Platform::of_this_machine()])?;
-    }
-    if args.oci || Destination::is_layout(target) {
-        bundle = bundle.translated_to_oci()?;
-    }
-    let tocs = converter.toc_image(&record).await;
-    let tocs = tocs.map_err(Failure::from_error)?;
-    let tocs = external_toc::of_bundle(tocs.as_ref(), reader, &bundle).await?;
-    let destination = Destination::open(&config.upstreams, target, args.registry.plain_http)?;
-    let bar = Bar::new(
-        "writing",
-        bundle.blobs.iter().map(|blob| blob.size).sum(),
-        args.json,
-    );
-    bundle
-        .deliver(reader, destination, tocs.as_ref(), bar.counter())
-        .await?;
+    let bar = Bar::new("converting", 0, quiet);
+    let report = conversion.run(recorded, bar.counter()).await?;
     bar.finish();
-    if missing > 0 {
+    if report.missing > 0 {
         output::say(&format!(
-            "left out because the source does not have them: {missing} images"
+            "left out because the source does not have them: {} images",
+            report.missing
         ));
     }
-    Ok(ConversionReport {
-        source: source_manifest.digest.clone(),
-        generation: converter.generation().0.clone(),
-        images: ImageReport::of_bundle(reader, &bundle).await?,
-        converted: bundle.root.digest.clone(),
-        media_type: bundle.root.media_type.clone(),
-        passed_through: record.passed_through,
-    })
+    Ok(report)
 }
 
-/// Converts an image and shows the progress.
-async fn convert(
-    converter: &Converter,
-    endpoint: &Endpoint,
-    source_manifest: &Manifest,
-    quiet: bool,
-) -> Result<ImageRecord, Failure> {
-    let bar = Bar::new("converting", 0, quiet);
-    let conversion = converter.convert(&endpoint.source, &endpoint.repository, source_manifest);
-    tokio::pin!(conversion);
-    let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
-    let outcome = loop {
-        tokio::select! {
-            outcome = &mut conversion => break outcome,
-            _ = ticks.tick() => show(&bar, converter),
-        }
-    };
+/// Prints the result for people.
+pub(super) fn print(report: &ConversionReport, destination: &str) -> Result<(), Failure> {
+    for passed in &report.passed_through {
+        output::say(&format!(
+            "{} passed through: {}",
+            passed.digest, passed.reason
+        ));
+    }
+    output::say(&format!(
+        "{destination} was converted from {}",
+        report.source
+    ));
+    output::print(&format!("{}\n", report.converted))
+}
+
+/// Converts a layer and prints the result.
+async fn layer(conversion: LayerConversion, destination: &str, json: bool) -> Result<(), Failure> {
+    let bar = Bar::new("converting", 0, json);
+    let counter = bar.counter().clone();
+    let report = tokio::task::spawn_blocking(move || conversion.run(&counter)).await;
     bar.finish();
-    outcome.map_err(|error| Failure::when(format!("converting {}", source_manifest.digest))(&error))
-}
-
-/// Shows the progress of the layers that are being converted.
-fn show(bar: &Bar, converter: &Converter) {
-    let conversions = converter.status();
-    let layers = conversions.iter().flat_map(|conversion| &conversion.layers);
-    let (done, total) = layers.fold((0, 0), |(done, total), layer| {
-        (done + layer.done, total + layer.total)
+    let report = report.map_err(Failure::from_error)??;
+    for path in &report.missing {
+        let path = printable(&String::from_utf8_lossy(path));
+        output::say(&format!("{path} is not in the layer"));
+    }
+    let is_stdout_taken = destination == STANDARD;
+    if json && !is_stdout_taken {
+        return output::print_json(&report);
+    }
+    output::say(&if json {
+        serde_json::to_string(&report).map_err(Failure::from_error)?
+    } else {
+        format!(
+            "{destination}: {} entries, {} chunks, {} bytes",
+            report.entries, report.chunks, report.size
+        )
     });
-    bar.set(done, total);
-}
-
-/// A temporary store for one conversion, or the store that the command line names.
-struct ScratchStore {
-    store: Store,
-    /// Removed when dropped.
-    _temporary: Option<TempDir>,
-}
-
-impl ScratchStore {
-    async fn open(
-        config: &Config,
-        named: Option<&str>,
-        folder: Option<&Path>,
-    ) -> Result<Self, Failure> {
-        let at = |location: &str| store::Config {
-            location: location.to_owned(),
-            ..config.store.clone()
-        };
-        if let Some(location) = named {
-            let store = Store::open(&at(location))
-                .await
-                .map_err(Failure::from_error)?;
-            return Ok(Self {
-                store,
-                _temporary: None,
-            });
-        }
-        let temporary = temporary_folder(folder)?;
-        let location = temporary.path().to_str();
-        let location =
-            location.ok_or_else(|| Failure::new("path of the temporary folder is not UTF-8"))?;
-        let store = Store::scratch(&at(location)).map_err(Failure::from_error)?;
-        Ok(Self {
-            store,
-            _temporary: Some(temporary),
-        })
+    if is_stdout_taken {
+        return Ok(());
     }
-}
-
-/// Creates a temporary folder, next to the destination if that is on this machine, because the file
-/// system of the destination has the space.
-fn temporary_folder(beside: Option<&Path>) -> Result<TempDir, Failure> {
-    let builder = &mut tempfile::Builder::new();
-    let builder = builder.prefix(".starlift-");
-    let folder = match beside {
-        Some(folder) if folder.as_os_str().is_empty() => builder.tempdir_in("."),
-        Some(folder) => std::fs::create_dir_all(folder).and_then(|()| builder.tempdir_in(folder)),
-        None => builder.tempdir(),
-    };
-    folder.map_err(Failure::when("temporary folder cannot be created"))
-}
-
-/// The result of a conversion.
-#[derive(Debug, serde::Serialize)]
-pub(super) struct ConversionReport {
-    source: Digest,
-    converted: Digest,
-    media_type: String,
-    generation: String,
-    pub(super) images: Vec<ImageReport>,
-    passed_through: Vec<store::records::PassedThrough>,
-}
-
-impl ConversionReport {
-    pub(super) fn print(&self, destination: &str) -> Result<(), Failure> {
-        for passed in &self.passed_through {
-            output::say(&format!(
-                "{} passed through: {}",
-                passed.digest, passed.reason
-            ));
-        }
-        output::say(&format!("{destination} was converted from {}", self.source));
-        output::print(&format!("{}\n", self.converted))
-    }
+    output::print(&format!("{}\n", report.digest))
 }

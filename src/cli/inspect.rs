@@ -5,17 +5,16 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use bytesize::ByteSize;
-use serde::Serialize;
 
-use super::profiles::{self, ProfileReport};
 use super::registry_args::RegistryArgs;
 use super::table::Table;
 use super::{Global, output};
 use crate::failure::Failure;
-use crate::inspect::blob::{Blob, BlobIndex};
-use crate::inspect::report::{ImageReport, Kind, LayerReport, TocReport};
-use crate::oci::{Digest, Platform};
-use crate::transport::{Endpoint, ImageBundle, ImageReader, Location};
+use crate::inspect::blob::Blob;
+use crate::inspect::open::OpenImage;
+use crate::inspect::profiles::ImageProfiles;
+use crate::inspect::report::{FileReport, LayerReport, Report, TocReport};
+use crate::oci::Platform;
 
 /// Show layers, kinds, TOCs and annotations of an image, or of a layer's file
 #[derive(Debug, clap::Args)]
@@ -57,27 +56,16 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
     Ok(ExitCode::SUCCESS)
 }
 
-/// The report on a layer in a file.
-#[derive(Debug, Serialize)]
-struct FileReport {
-    size: u64,
-    kind: Kind,
-    toc: Option<TocReport>,
-}
-
 async fn file(args: &Args) -> Result<(), Failure> {
     let blob = Blob::open(Path::new(&args.what))?;
-    let BlobIndex { form, toc } = blob.index().await?;
+    let index = blob.index().await?;
     if args.toc {
-        let toc = toc.ok_or_else(|| Failure::new(format!("{} holds no TOC", args.what)))?;
+        let toc = index
+            .toc
+            .ok_or_else(|| Failure::new(format!("{} holds no TOC", args.what)))?;
         return output::print_bytes(toc.json());
     }
-    let toc = toc.map(|toc| TocReport::of(toc, None, None)).transpose()?;
-    let report = FileReport {
-        size: blob.size(),
-        kind: Kind::of_form(form),
-        toc,
-    };
+    let report = FileReport::of(&blob, index)?;
     if args.json {
         return output::print_json(&report);
     }
@@ -93,136 +81,60 @@ async fn file(args: &Args) -> Result<(), Failure> {
     output::print(&table.to_string())
 }
 
-/// The report on an image or a multi-platform image.
-#[derive(Debug, Serialize)]
-struct Report {
-    digest: Digest,
-    media_type: String,
-    images: Vec<ImageReport>,
-}
-
 async fn image(args: &Args, global: &Global) -> Result<(), Failure> {
     let config = global.load(Vec::new())?.config;
-    let location: Location = args.what.parse().map_err(Failure::from_error)?;
-    let endpoint = Endpoint::open(&config.upstreams, &location, args.registry.plain_http)?;
-    let reader = ImageReader {
-        store: None,
-        endpoint: &endpoint,
-    };
-    let root = endpoint.manifest().await?;
-    let (digest, media_type) = (root.digest.clone(), root.media_type.clone());
-    let mut bundle = ImageBundle::pack(reader, root).await?;
-    if let Some(platform) = &args.platform {
-        bundle = bundle.select(std::slice::from_ref(platform))?;
-    }
+    let registries = args.registry.registries(&config);
+    let image = OpenImage::open(registries, &args.what, args.platform.as_ref()).await?;
     if args.toc {
-        return output::print_bytes(&toc_of_layer(args, &endpoint, &bundle).await?);
+        return output::print_bytes(&image.toc_of_layer(args.layer).await?);
     }
     if args.profile {
-        return profiles(args, &endpoint, &bundle).await;
+        return print_profiles(&image.profiles().await?, args.json);
     }
-    let mut images = Vec::new();
-    for manifest in bundle.images() {
-        match ImageReport::of_image(reader, manifest).await {
-            Ok(image) => images.push(image),
-            // One of several platforms may be broken or incomplete.
-            Err(failure) if manifest.digest != digest => {
-                output::say(&format!("{}: {failure}", manifest.digest))
-            }
-            Err(failure) => return Err(failure),
-        }
+    let report = image.report().await?;
+    for (digest, failure) in &report.broken {
+        output::say(&format!("{digest}: {failure}"));
     }
-    if !bundle.missing.is_empty() {
+    if report.missing > 0 {
         output::say(&format!(
             "not in the source: {} images of the index",
-            bundle.missing.len()
+            report.missing
         ));
     }
-    let report = Report {
-        digest,
-        media_type,
-        images,
-    };
     if args.json {
         output::print_json(&report)
     } else {
-        output::print(&report.tables(&args.what))
+        output::print(&tables(&report, &args.what))
     }
 }
 
-/// The profiles of one image.
-#[derive(Debug, Serialize)]
-struct Profiled {
-    image: Digest,
-    profiles: Vec<ProfileReport>,
-}
-
-async fn profiles(args: &Args, endpoint: &Endpoint, bundle: &ImageBundle) -> Result<(), Failure> {
-    let mut images = Vec::new();
-    for manifest in bundle.images() {
-        let profiles = profiles::of_image(endpoint, manifest).await?;
-        images.push(Profiled {
-            image: manifest.digest.clone(),
-            profiles,
-        });
-    }
-    if args.json {
+fn print_profiles(images: &[ImageProfiles], json: bool) -> Result<(), Failure> {
+    if json {
         return output::print_json(&images);
     }
-    for Profiled { image, profiles } in &images {
+    for ImageProfiles { image, profiles } in images {
         output::print(&format!("{image}\n"))?;
         if profiles.is_empty() {
             output::print("  no profile refers to it\n")?;
         }
         for profile in profiles {
-            output::print(&profile.table())?;
+            output::print(&super::profiles::text(profile))?;
         }
     }
     Ok(())
 }
 
-async fn toc_of_layer(
-    args: &Args,
-    endpoint: &Endpoint,
-    bundle: &ImageBundle,
-) -> Result<Vec<u8>, Failure> {
-    let [manifest] = *bundle.images() else {
-        return Err(Failure::new(
-            "the image has several platforms: name one with --platform",
-        ));
-    };
-    let image: crate::oci::manifest::ImageManifest = crate::transport::document::parse(manifest)?;
-    let number = match (args.layer, image.layers.len()) {
-        (Some(number), _) => number,
-        (None, 1) => 0,
-        (None, count) => {
-            return Err(Failure::new(format!(
-                "the image has {count} layers: name one with --layer"
-            )));
+fn tables(report: &Report, name: &str) -> String {
+    let mut text = format!("{name}\n{}  {}\n", report.digest, report.media_type);
+    for image in &report.images {
+        let platform = image.platform.as_deref().unwrap_or("no platform");
+        text.push_str(&format!("\n{platform}  {}\n", image.digest));
+        for (key, value) in &image.annotations {
+            text.push_str(&format!("  {key}={}\n", value.as_str().unwrap_or("?")));
         }
-    };
-    let layer = image.layers.get(number);
-    let layer = layer
-        .ok_or_else(|| Failure::new(format!("the image has {} layers", image.layers.len())))?;
-    let toc = Blob::Remote { endpoint, layer }.index().await?.toc;
-    let toc =
-        toc.ok_or_else(|| Failure::new(format!("the layer {} holds no TOC", layer.digest)))?;
-    Ok(toc.json().to_vec())
-}
-
-impl Report {
-    fn tables(&self, name: &str) -> String {
-        let mut text = format!("{name}\n{}  {}\n", self.digest, self.media_type);
-        for image in &self.images {
-            let platform = image.platform.as_deref().unwrap_or("no platform");
-            text.push_str(&format!("\n{platform}  {}\n", image.digest));
-            for (key, value) in &image.annotations {
-                text.push_str(&format!("  {key}={}\n", value.as_str().unwrap_or("?")));
-            }
-            text.push_str(&layers(&image.layers).to_string());
-        }
-        text
+        text.push_str(&layers(&image.layers).to_string());
     }
+    text
 }
 
 fn layers(layers: &[LayerReport]) -> Table {

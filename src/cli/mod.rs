@@ -9,7 +9,6 @@ mod agent;
 mod config;
 mod convert;
 mod inspect;
-mod layer;
 #[cfg(feature = "agent")]
 mod optimize;
 mod output;
@@ -34,10 +33,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, Layer, Loaded};
 use crate::failure::Failure;
+use crate::signals::interruptible;
 
 /// The exit code of a command that failed: usage, input and output, network.
 const CANNOT: u8 = 2;
@@ -147,33 +146,6 @@ fn until_interrupted(
     command: impl Future<Output = Result<ExitCode, Failure>>,
 ) -> Result<ExitCode, Failure> {
     on_a_runtime(interruptible(command))
-}
-
-/// Runs `work` to its end. Fails if a signal ends the command before.
-async fn interruptible<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::select! {
-        outcome = work => outcome,
-        failure = interruption() => Err(failure),
-    }
-}
-
-/// Waits for an interrupt or SIGTERM.
-async fn interruption() -> Failure {
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => Failure::new("interrupted"),
-        failure = termination() => failure,
-    }
-}
-
-/// Waits for SIGTERM only. The caller handles an interrupt from the keyboard.
-async fn termination() -> Failure {
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminated) => {
-            terminated.recv().await;
-            Failure::new("terminated")
-        }
-        Err(error) => Failure::when("signal handler cannot be installed")(error),
-    }
 }
 
 fn on_a_runtime<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {

@@ -7,8 +7,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 const TEMPLATE: &str =
     "{msg:14} {bar:32} {bytes:>10} / {total_bytes:10} {bytes_per_sec:>12} {eta:>4}";
 
-/// A progress bar that counts bytes up to a total. Clones share the count.
-#[derive(Debug, Clone)]
+/// A progress bar that counts bytes up to a total.
+#[derive(Debug)]
 pub(super) struct Bar(ProgressBar);
 
 impl Bar {
@@ -33,16 +33,6 @@ impl Bar {
         &self.0
     }
 
-    pub(super) fn advance(&self, bytes: usize) {
-        self.0.inc(bytes as u64);
-    }
-
-    /// Shows `done` of `total`.
-    pub(super) fn set(&self, done: u64, total: u64) {
-        self.0.set_length(total);
-        self.0.set_position(done);
-    }
-
     /// Removes the bar from the screen.
     pub(super) fn finish(&self) {
         self.0.finish_and_clear();
@@ -57,7 +47,7 @@ mod tests {
     fn the_template_is_valid_and_counts_add_up() {
         assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
         let bar = Bar::new("test", 10, true);
-        bar.clone().advance(4);
+        bar.counter().inc(4);
         assert_eq!(bar.0.position(), 4);
     }
 }

@@ -14,6 +14,7 @@ use crate::learn::Profiles;
 #[cfg(feature = "predict")]
 use crate::predict::{Limits, Predictor};
 use crate::serve::Server;
+use crate::signals::cancel_on_signal;
 use crate::store::Store;
 use crate::telemetry::log;
 use crate::transport::Upstreams;
@@ -88,7 +89,7 @@ async fn serve(config: &Config) -> Result<(), Failure> {
         .map_err(Failure::from_error)?;
     announce(config, &server);
     let shutdown = CancellationToken::new();
-    tokio::spawn(service::cancel_on_signal(shutdown.clone()));
+    tokio::spawn(cancel_on_signal(shutdown.clone()));
     server
         .run(shutdown)
         .await

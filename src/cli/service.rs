@@ -1,10 +1,8 @@
-//! The commands that run until a signal: their upstreams, their watchdog, their end.
+//! The commands that run until a signal: their upstreams and their watchdog.
 
 use std::net::SocketAddr;
 
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 use crate::config::Layer;
 use crate::failure::Failure;
@@ -35,20 +33,4 @@ pub(super) fn watch(runtime: &Runtime, liveness: Option<SocketAddr>) -> Result<W
         tracing::info!(%address, "liveness served");
     }
     Ok(watchdog)
-}
-
-/// Cancels `shutdown` at an interrupt or SIGTERM.
-pub(super) async fn cancel_on_signal(shutdown: CancellationToken) {
-    let interrupt = tokio::signal::ctrl_c();
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminate) => {
-            tokio::select! {
-                _ = interrupt => tracing::info!("interrupted: waiting for running responses"),
-                _ = terminate.recv() => tracing::info!("terminated: waiting for running responses"),
-            }
-        }
-        // Without a handler, SIGTERM still ends the process, but not gracefully.
-        Err(_) => drop(interrupt.await),
-    }
-    shutdown.cancel();
 }

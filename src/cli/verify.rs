@@ -59,8 +59,7 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
     } else {
         let bar = Bar::new("verifying", 0, args.json);
         let verification = Verification {
-            upstreams: &config.upstreams,
-            plain_http: args.registry.plain_http,
+            registries: args.registry.registries(&config),
             platform: args.platform.as_ref(),
             counter: bar.counter(),
         };

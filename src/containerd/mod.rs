@@ -7,11 +7,12 @@
 //! ```
 
 mod api;
-pub(crate) mod content;
-pub(crate) mod image;
+mod content;
+mod image;
 pub(crate) mod labels;
 pub(crate) mod lease;
 mod media_type;
+pub(crate) mod pull;
 pub(crate) mod session;
 pub(crate) mod unpack;
 

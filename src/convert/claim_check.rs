@@ -2,13 +2,13 @@
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
-use super::claims::Claims;
 use super::converter::Shared;
 use super::documents::off_worker;
 use super::error::Error;
-use super::plan::{ImagePlan, LayerPlan};
 use crate::layers::open::{Tail, tail_range};
 use crate::oci::{Descriptor, Repository};
+use crate::rewrite::claims::Claims;
+use crate::rewrite::plan::{ImagePlan, LayerPlan};
 use crate::transport::Source;
 
 /// Layers of an image whose claims are checked at once.

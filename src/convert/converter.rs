@@ -13,16 +13,16 @@ use super::budget::Budget;
 use super::config::{self, Config, Layout};
 use super::documents::Documents;
 use super::error::Error;
-use super::failures::Failures;
-use super::index;
 use super::layer_converter::{self, Attempts, LayerConverter};
 use super::pace::Pace;
-use super::plan::{Plan, Wanted};
 use super::priority::Priorities;
-use super::shares::{Share, Shares};
 use super::status::{Board, Conversion, Running};
 use crate::flight::Flight;
+use crate::negative_cache::NegativeCache;
 use crate::oci::{Digest, Manifest, Repository};
+use crate::rewrite::index;
+use crate::rewrite::plan::{Plan, Wanted};
+use crate::shares::{Share, Shares};
 use crate::store::{Generation, ImageRecord, Store};
 use crate::telemetry::{log, metrics};
 use crate::transport::Source;
@@ -51,7 +51,7 @@ pub(super) struct Shared {
     pub(super) layers: Arc<LayerConverter>,
     pub(super) documents: Documents,
     pub(super) flight: Flight<ManifestKey, Outcome>,
-    pub(super) failures: Failures<ManifestKey, Outcome>,
+    pub(super) failures: NegativeCache<ManifestKey, Outcome>,
     /// Indexes that were refreshed a moment ago.
     pub(super) fresh: Cache<Digest, ()>,
     /// Converted images whose order was checked a moment ago.
@@ -94,9 +94,9 @@ impl Work {
     }
 }
 
-/// Returns an empty memory of failures. A failure is weighed by the size of its record.
-pub(super) fn failures() -> Failures<ManifestKey, Outcome> {
-    Failures::new(|key: &ManifestKey, outcome: &Outcome| {
+/// Returns an empty cache of failures. A failure is weighed by the size of its record.
+pub(super) fn failures() -> NegativeCache<ManifestKey, Outcome> {
+    NegativeCache::new(|key: &ManifestKey, outcome: &Outcome| {
         let record = outcome.as_ref().map_or(0, weight_of);
         key.upstream.len() + key.repository.len() + record
     })

@@ -10,13 +10,13 @@ use tokio::time::timeout;
 
 use super::error::Error;
 use super::pace::DOCUMENT_WITHIN;
-use super::reason::printable;
-use super::shares::{Share, Shares};
-use super::weigh::{self, MAX_WEIGHT};
 use crate::budget::{Budget, Weight};
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::media_type::manifest_kind;
 use crate::oci::{Digest, Manifest, Reference, Repository};
+use crate::rewrite::reason::printable;
+use crate::rewrite::weigh::{self, MAX_WEIGHT};
+use crate::shares::{Share, Shares};
 use crate::transport::Source;
 
 /// Manifests of conversions that run or wait: some thousands of ordinary size, or sixteen of one

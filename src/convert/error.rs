@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::shares::SLOW_FOR;
 use crate::budget::Full;
 use crate::oci::Digest;
 use crate::registry;
+use crate::shares::SLOW_FOR;
 use crate::store;
 
 /// Why an image was not converted.

@@ -5,11 +5,11 @@ use serde_json::Value;
 
 use super::converter::{Converter, Shared};
 use super::error::Error;
-use super::image;
 use crate::oci::annotations::SOURCE_DIGEST;
 use crate::oci::manifest::ImageManifest;
 use crate::oci::media_type::{self, ManifestKind};
 use crate::oci::{Digest, Manifest};
+use crate::rewrite::image;
 use crate::store::{ImageRecord, LayerOutcome};
 
 impl Converter {

@@ -13,16 +13,16 @@ use moka::sync::Cache;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
-use super::claims;
 use super::error::Error;
 use super::layer::{self, Job};
 use super::pace::Pace;
 use super::priority::Priorities;
-use super::shares::{SLOW_FOR, Shares};
 use super::status::{Board, LayerProgress};
 use crate::backoff::Backoff;
 use crate::flight::Flight;
 use crate::oci::{Descriptor, Digest, Repository};
+use crate::rewrite::claims;
+use crate::shares::{SLOW_FOR, Shares};
 use crate::store::records::Limit;
 use crate::store::{Generation, LayerOutcome, LayerRecord, Store, layer_lease};
 use crate::telemetry::{log, metrics};

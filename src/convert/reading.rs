@@ -9,11 +9,11 @@ use super::converter::Shared;
 use super::documents::{PATIENCE, off_worker, weigh_manifest};
 use super::error::Error;
 use super::pace::Pacer;
-use super::plan::{self, Plan};
-use super::shares::Share;
 use crate::oci::manifest::MAX_CONFIG_BYTES;
 use crate::oci::{Descriptor, Manifest, Repository};
 use crate::registry;
+use crate::rewrite::plan::{self, Plan};
+use crate::shares::Share;
 use crate::transport::Source;
 
 /// A plan, and the memory that it occupies.

@@ -9,71 +9,49 @@ use indicatif::ProgressBar;
 
 use super::Part;
 use super::layer::{Claims, Source, verify_blob};
+use super::open::OpenImage;
 use crate::failure::Failure;
 use crate::inspect::report::{ImageReport, LayerReport};
 use crate::layers::digest::to_format;
 use crate::oci::manifest::{ImageConfig, ImageManifest};
 use crate::oci::media_type::is_convertible_layer;
 use crate::oci::{Descriptor, Digest, Manifest, Platform};
-use crate::registry;
 use crate::transport::document::parse;
-use crate::transport::{Endpoint, ImageBundle, ImageReader, Location, external_toc};
+use crate::transport::{ImageReader, Registries, external_toc};
 
-/// An opened image with its documents.
+/// An opened image with its external TOCs.
 struct Opened {
-    endpoint: Endpoint,
-    bundle: ImageBundle,
+    image: OpenImage,
     /// The external TOCs of the image, by layer.
     tocs: HashMap<Digest, Descriptor>,
 }
 
 impl Opened {
-    async fn open(verification: &Verification<'_>, what: &str) -> Result<Self, Failure> {
+    async fn open(verification: &Verification<'_>, location: &str) -> Result<Self, Failure> {
         let Verification {
-            upstreams,
-            plain_http,
+            registries,
             platform,
             ..
         } = verification;
-        let location: Location = what.parse().map_err(Failure::from_error)?;
-        let endpoint = Endpoint::open(upstreams, &location, *plain_http)?;
-        let root = endpoint.manifest().await?;
-        let mut bundle = ImageBundle::pack(
-            ImageReader {
-                store: None,
-                endpoint: &endpoint,
-            },
-            root,
-        )
-        .await?;
-        if let Some(platform) = platform {
-            bundle = bundle.select(std::slice::from_ref(*platform))?;
-        }
-        let tocs = external_toc::of_source(&endpoint, &external_toc::layers(&bundle)).await;
+        let image = OpenImage::open(*registries, location, *platform).await?;
+        let layers = external_toc::layers(&image.bundle);
+        let tocs = external_toc::of_source(&image.endpoint, &layers).await;
         let tocs = tocs.into_iter().flat_map(|image| image.layers);
         let tocs = tocs
             .filter_map(|toc| Some((external_toc::layer_of(&toc)?, toc)))
             .collect();
-        Ok(Self {
-            endpoint,
-            bundle,
-            tocs,
-        })
+        Ok(Self { image, tocs })
     }
 
     fn reader(&self) -> ImageReader<'_> {
-        ImageReader {
-            store: None,
-            endpoint: &self.endpoint,
-        }
+        self.image.reader()
     }
 }
 
 /// The settings of a verification.
 #[derive(Debug)]
 pub(crate) struct Verification<'a> {
-    pub(crate) upstreams: &'a registry::Config,
-    pub(crate) plain_http: bool,
+    pub(crate) registries: Registries<'a>,
     /// Only this platform of a multi-platform image.
     pub(crate) platform: Option<&'a Platform>,
     pub(crate) counter: &'a ProgressBar,
@@ -92,13 +70,19 @@ impl Verification<'_> {
             Some(what) => Some(Opened::open(self, what).await?),
             None => None,
         };
-        let total = converted.bundle.blobs.iter().map(|blob| blob.size).sum();
+        let total = converted
+            .image
+            .bundle
+            .blobs
+            .iter()
+            .map(|blob| blob.size)
+            .sum();
         self.counter.set_length(total);
-        let missing = converted.bundle.missing.iter();
+        let missing = converted.image.bundle.missing.iter();
         let mut parts: Vec<_> = missing
             .map(|digest| Part::not_held(digest.to_string()))
             .collect();
-        for manifest in converted.bundle.images() {
+        for manifest in converted.image.bundle.images() {
             let image = Image::read(&converted, manifest).await?;
             let source_image = match &source {
                 Some(source) => Some((source, image.source_in(source).await?)),
@@ -151,6 +135,7 @@ impl Image {
     /// for the same platform.
     async fn source_in(&self, source: &Opened) -> Result<Option<Self>, Failure> {
         if let Some(same) = source
+            .image
             .bundle
             .images()
             .into_iter()
@@ -158,7 +143,7 @@ impl Image {
         {
             return Self::read(source, same).await.map(Some);
         }
-        for manifest in source.bundle.images() {
+        for manifest in source.image.bundle.images() {
             let image = Self::read(source, manifest).await?;
             if image.report.platform == self.report.platform {
                 return Ok(Some(image));

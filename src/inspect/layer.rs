@@ -10,9 +10,9 @@ use estargz::verify::{self, Expected, Report, VerifyError};
 use sha2::{Digest as _, Sha256};
 
 use super::Part;
-use crate::convert::Inflate;
 use crate::failure::Failure;
 use crate::inspect::report::Kind;
+use crate::layers::inflate::Inflate;
 use crate::telemetry::log;
 
 /// Bytes hashed at once.

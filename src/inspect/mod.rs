@@ -3,6 +3,8 @@
 pub(crate) mod blob;
 pub(crate) mod image;
 pub(crate) mod layer;
+pub(crate) mod open;
+pub(crate) mod profiles;
 pub(crate) mod report;
 
 use serde::Serialize;

@@ -5,7 +5,7 @@ use estargz::toc::UnverifiedToc;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::blob::Blob;
+use super::blob::{Blob, BlobIndex};
 use crate::failure::Failure;
 use crate::oci::annotations::{
     SOURCE_DIFF_ID, SOURCE_DIGEST, SOURCE_SIZE, TOC_DIGEST, UNCOMPRESSED_SIZE, ZSTD_CHECKSUM,
@@ -15,6 +15,28 @@ use crate::oci::media_type::is_convertible_layer;
 use crate::oci::{Descriptor, Digest, Manifest};
 use crate::transport::document::parse;
 use crate::transport::{Endpoint, ImageBundle, ImageReader};
+
+/// The report on an image or a multi-platform image.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) digest: Digest,
+    pub(crate) media_type: String,
+    pub(crate) images: Vec<ImageReport>,
+    /// The images that cannot be read, each with the reason.
+    #[serde(skip)]
+    pub(crate) broken: Vec<(Digest, Failure)>,
+    /// The number of images of the index that the source does not have.
+    #[serde(skip)]
+    pub(crate) missing: usize,
+}
+
+/// The report on a layer in a file.
+#[derive(Debug, Serialize)]
+pub(crate) struct FileReport {
+    pub(crate) size: u64,
+    pub(crate) kind: Kind,
+    pub(crate) toc: Option<TocReport>,
+}
 
 /// An image manifest and its layers.
 #[derive(Debug, Serialize)]
@@ -110,6 +132,18 @@ impl Kind {
             Self::Zstdchunked => "zstdchunked",
             Self::Plain => "plain",
         }
+    }
+}
+
+impl FileReport {
+    /// Returns the report on `blob`, whose end is `index`.
+    pub(crate) fn of(blob: &Blob<'_>, index: BlobIndex) -> Result<Self, Failure> {
+        let toc = index.toc.map(|toc| TocReport::of(toc, None, None));
+        Ok(Self {
+            size: blob.size(),
+            kind: Kind::of_form(index.form),
+            toc: toc.transpose()?,
+        })
     }
 }
 
@@ -213,7 +247,7 @@ impl LayerReport {
 impl TocReport {
     /// From the manifest, `named` is the digest of the TOC, and `checksum` that of its compressed
     /// bytes.
-    pub(crate) fn of(
+    fn of(
         toc: UnverifiedToc,
         named: Option<&str>,
         checksum: Option<&str>,

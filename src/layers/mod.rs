@@ -4,6 +4,7 @@
 //! Pure: no input and output, no clock.
 
 pub(crate) mod digest;
+pub(crate) mod inflate;
 pub mod merged;
 pub(crate) mod names;
 pub mod open;

@@ -1,6 +1,6 @@
 //! The server's section of the configuration.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr as _;
 use std::time::Duration;
@@ -207,6 +207,20 @@ impl Config {
     /// may use it.
     pub fn has_api_listener(&self) -> bool {
         !self.listen.ip().to_canonical().is_loopback()
+    }
+
+    /// Returns the URL at which this machine reaches the API.
+    pub(crate) fn local_api_url(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let mut address = if self.has_api_listener() {
+            self.api_listen
+        } else {
+            self.listen
+        };
+        if address.ip().is_unspecified() {
+            address.set_ip(Ipv4Addr::LOCALHOST.into());
+        }
+        format!("{scheme}://{address}")
     }
 
     /// Whether the peer is a trusted proxy that forwards requests of others.

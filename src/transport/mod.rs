@@ -16,6 +16,7 @@ pub(crate) mod external_toc;
 mod layout;
 mod location;
 pub(crate) mod platform;
+mod registries;
 mod source;
 mod upstreams;
 
@@ -23,5 +24,6 @@ pub(crate) use bundle::{ImageBundle, ImageReader};
 pub(crate) use destination::Destination;
 pub(crate) use endpoint::Endpoint;
 pub(crate) use location::{LayoutImage, Location};
+pub(crate) use registries::Registries;
 pub use source::Source;
 pub use upstreams::Upstreams;

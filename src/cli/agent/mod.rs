@@ -14,6 +14,7 @@ use crate::agent::{self, keeper, run};
 use crate::config::Layer;
 use crate::failure::Failure;
 use crate::registry;
+use crate::signals::cancel_on_signal;
 use crate::telemetry::log;
 
 /// The directories in which containerd and Docker look for the settings of a registry's hosts.
@@ -126,7 +127,7 @@ fn serve(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
 
 async fn until_signal(config: &agent::Config, upstreams: &registry::Config) -> Result<(), Failure> {
     let shutdown = CancellationToken::new();
-    tokio::spawn(service::cancel_on_signal(shutdown.clone()));
+    tokio::spawn(cancel_on_signal(shutdown.clone()));
     run::run(config, &nodes(upstreams), shutdown)
         .await
         .map_err(Failure::from_error)?;

@@ -7,20 +7,21 @@
 //!                                                           --record-out ◀┘
 //! ```
 
-mod observe;
 mod workload;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::convert::{self, ConversionReport, ImageArgs, Job};
-use super::{Global, interruptible, on_a_runtime, output, profiles};
+use super::convert::{self, ImageArgs};
+use super::progress::Bar;
+use super::{Global, on_a_runtime, output};
+use crate::conversion::record::{self, Line};
+use crate::conversion::{ConversionReport, ImageConversion};
 use crate::failure::Failure;
-use crate::recording::record::{self, Line};
-use crate::recording::{container, mounts};
+use crate::recording::{LazyImage, Recorded, RunOptions, RunReport, container, mounts};
+use crate::signals::{interrupt, interruptible, termination};
 use crate::transport::Location;
-use observe::{Observed, observe};
-use workload::WorkloadArgs;
+use workload::{Until, WorkloadArgs};
 
 /// Run an image to see which files it reads, and convert it with those files first
 #[derive(Debug, clap::Args)]
@@ -49,10 +50,10 @@ pub(super) struct Args {
 #[derive(Debug, serde::Serialize)]
 struct Optimized {
     #[serde(flatten)]
-    made: ConversionReport,
+    report: ConversionReport,
     /// `None` if a record was given.
     #[serde(skip_serializing_if = "Option::is_none")]
-    workload: Option<Observed>,
+    workload: Option<RunReport>,
 }
 
 /// Runs the command on its own runtime. If layers have to be mounted, its threads have their own
@@ -74,49 +75,85 @@ async fn optimize(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     let config = global.load(args.image.layers())?.config;
     let source: Location = args.source.parse().map_err(Failure::from_error)?;
     let target: Location = args.destination.parse().map_err(Failure::from_error)?;
-    if args.profile {
-        profiles::check(&target)?;
+    if args.profile && matches!(target, Location::Archive(_)) {
+        return Err(Failure::new(
+            "--profile needs a registry or a layout: an archive holds only an image",
+        ));
     }
-    let job = Job {
-        source: &source,
-        target: &target,
-        args: &args.image,
-        config: &config,
-    };
-    let (recorded, workload) = match &args.record_in {
+    let conversion = args.image.conversion(&source, &target, &config);
+    let (lines, workload) = match &args.record_in {
         Some(file) => (record::read(file)?, None),
-        None => observe(job, &args.workload)
-            .await
-            .map(|(recorded, observed)| (recorded, Some(observed)))?,
+        None => {
+            let Recorded { lines, report, .. } =
+                run_once(&conversion, &args.workload, args.image.json).await?;
+            (lines, Some(report))
+        }
     };
     if let Some(file) = &args.record_out {
-        record::write(file, &recorded)?;
+        record::write(file, &lines)?;
     }
-    print_summary(&recorded, workload.as_ref());
-    let made = interruptible(convert::image(job, recorded.clone())).await?;
+    print_summary(&lines, workload.as_ref());
+    let quiet = args.image.json;
+    let report = interruptible(convert::image(conversion, lines.clone(), quiet)).await?;
     if args.profile {
-        let attached = interruptible(profiles::attach(job, &made, &recorded)).await?;
+        let attached = interruptible(conversion.attach_profiles(&report, &lines)).await?;
         output::say(&format!(
             "{attached} profiles attached to {}",
             args.destination
         ));
     }
     if args.image.json {
-        output::print_json(&Optimized { made, workload })?;
+        output::print_json(&Optimized { report, workload })?;
     } else {
-        made.print(&args.destination)?;
+        convert::print(&report, &args.destination)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_summary(recorded: &[Line], workload: Option<&Observed>) {
+/// Runs the image for this machine's platform. No mount and no process outlives the call.
+async fn run_once(
+    conversion: &ImageConversion<'_>,
+    args: &WorkloadArgs,
+    quiet: bool,
+) -> Result<Recorded, Failure> {
+    let bar = Bar::new("converting", 0, quiet);
+    let image = interruptible(LazyImage::mount(conversion, bar.counter())).await?;
+    bar.finish();
+    let overrides = args.overrides();
+    let options = RunOptions {
+        overrides: &overrides,
+        mounts: &args.mount,
+        has_host_network: args.net_host,
+    };
+    let recorded = match args.until() {
+        Until::After(period) => {
+            interruptible(image.run(options, tokio::time::sleep(period))).await?
+        }
+        Until::Interrupt => {
+            output::say("the workload runs until it ends or Ctrl-C is pressed");
+            tokio::select! {
+                recorded = image.run(options, interrupt()) => recorded?,
+                failure = termination() => return Err(failure),
+            }
+        }
+    };
+    for path in &recorded.unnamed {
+        let path = String::from_utf8_lossy(path);
+        output::say(&format!(
+            "{path:?} was read but is left out: its name is not UTF-8"
+        ));
+    }
+    Ok(recorded)
+}
+
+fn print_summary(lines: &[Line], workload: Option<&RunReport>) {
     if let Some(workload) = workload {
         output::say(&format!(
             "{workload}; it read {} files of the image",
-            recorded.len()
+            lines.len()
         ));
     }
-    if recorded.is_empty() {
+    if lines.is_empty() {
         output::say("no files are recorded: the converted image has the usual order");
     }
 }

@@ -4,12 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::failure::Failure;
-use crate::recording::workload::{Mount, RunConfig, Workload};
-
-/// The default environment of a container, which the image may override (containerd,
-/// `oci.defaultUnixEnv`).
-const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+use crate::recording::workload::{Mount, Overrides};
 
 /// Flags for the workload, with the reference's names.
 #[derive(Debug, clap::Args)]
@@ -73,67 +68,17 @@ impl WorkloadArgs {
         }
     }
 
-    /// Returns the workload to run. As in the reference, entrypoint and command are replaced
-    /// separately.
-    pub(super) fn workload(&self, config: &RunConfig) -> Result<Workload, Failure> {
-        let chosen = |flag: &Option<Words>, own: &Option<Vec<String>>| match flag {
-            Some(Words(words)) => words.clone(),
-            None => own.clone().unwrap_or_default(),
-        };
-        let args = [
-            chosen(&self.entrypoint, &config.entrypoint),
-            chosen(&self.args, &config.cmd),
-        ]
-        .concat();
-        if args.is_empty() {
-            return Err(Failure::new(
-                "the image has neither entrypoint nor command: name a command with --args",
-            ));
+    /// Returns the flags that replace parts of the image's configuration.
+    pub(super) fn overrides(&self) -> Overrides {
+        let words = |flag: &Option<Words>| flag.clone().map(|Words(words)| words);
+        Overrides {
+            entrypoint: words(&self.entrypoint),
+            args: words(&self.args),
+            env: self.env.clone(),
+            env_file: self.env_file.clone(),
+            user: self.user.clone(),
+            cwd: self.cwd.clone(),
         }
-        let text = |flag: &Option<String>, own: &Option<String>| {
-            flag.clone().or(own.clone()).unwrap_or_default()
-        };
-        let cwd = Some(text(&self.cwd, &config.working_dir)).filter(|cwd| !cwd.is_empty());
-        Ok(Workload {
-            args,
-            env: self.environment(config)?,
-            user: text(&self.user, &config.user),
-            cwd: cwd.unwrap_or_else(|| "/".to_owned()),
-        })
-    }
-
-    /// Returns the environment variables. A later setting of a variable replaces the earlier one,
-    /// in its place.
-    fn environment(&self, config: &RunConfig) -> Result<Vec<String>, Failure> {
-        let file = match &self.env_file {
-            Some(file) => std::fs::read_to_string(file)
-                .map_err(Failure::when(format!("{} cannot be read", file.display())))?,
-            None => String::new(),
-        };
-        let own = config.env.iter().flatten().map(String::as_str);
-        let settings = own
-            .chain(self.env.iter().map(String::as_str))
-            .chain(file.lines().filter(|line| !line.is_empty()));
-        let mut environment = vec![DEFAULT_PATH.to_owned()];
-        for setting in settings {
-            let name = |setting: &str| setting.split('=').next().map(str::to_owned);
-            match environment
-                .iter_mut()
-                .find(|earlier| name(earlier) == name(setting))
-            {
-                Some(earlier) => setting.clone_into(earlier),
-                None => environment.push(setting.to_owned()),
-            }
-        }
-        if let Some(wrong) = environment
-            .iter()
-            .find(|setting| !setting.contains('=') || setting.starts_with('='))
-        {
-            return Err(Failure::new(format!(
-                "{wrong:?} is not an environment variable: NAME=VALUE"
-            )));
-        }
-        Ok(environment)
     }
 }
 
@@ -166,83 +111,23 @@ mod tests {
             .args
     }
 
-    fn config() -> RunConfig {
-        let config = serde_json::json!({"Entrypoint": ["/entry"], "Cmd": ["a", "b"], "Env": ["A=1", "PATH=/x"],
-            "User": "app", "WorkingDir": "/srv", "StopSignal": "SIGQUIT", "Labels": {"x": "y"}});
-        serde_json::from_value(config).unwrap()
-    }
-
     #[test]
-    fn without_flags_the_images_configuration_is_run() {
-        let workload = args(&[]).workload(&config()).unwrap();
-        assert_eq!(workload.args, ["/entry", "a", "b"]);
-        assert_eq!(
-            (workload.user.as_str(), workload.cwd.as_str()),
-            ("app", "/srv")
-        );
-        assert_eq!(workload.env, ["PATH=/x", "A=1"]);
+    fn flags_become_overrides() {
+        assert_eq!(args(&[]).overrides(), Overrides::default());
         assert_eq!(args(&[]).until(), Until::After(Duration::from_secs(10)));
-        assert!(
-            args(&[]).workload(&RunConfig::default()).is_err(),
-            "nothing to run"
-        );
-        let nulls =
-            serde_json::from_str::<RunConfig>(r#"{"Cmd": ["x"], "Entrypoint": null, "Env": null}"#)
-                .unwrap();
-        let workload = args(&[]).workload(&nulls).unwrap();
-        assert_eq!(
-            (workload.args, workload.env, workload.cwd),
-            (
-                vec!["x".to_owned()],
-                vec![DEFAULT_PATH.to_owned()],
-                "/".to_owned()
-            )
-        );
-    }
-
-    #[test]
-    fn each_flag_overrides_its_part_of_the_configuration() {
-        let workload = args(&[
-            "--entrypoint",
-            r#"["/bin/cat"]"#,
-            "--env",
-            "A=2=3",
-            "--env",
-            "B=",
-            "--cwd",
-            "/",
-        ]);
-        let workload = workload.workload(&config()).unwrap();
-        assert_eq!(workload.args, ["/bin/cat", "a", "b"]);
-        assert_eq!(
-            (workload.env, workload.cwd),
-            (
-                ["PATH=/x", "A=2=3", "B="].map(str::to_owned).to_vec(),
-                "/".to_owned()
-            )
-        );
-        let workload = args(&["--entrypoint", "[]", "--args", r#"["x"]"#, "--user", "1:2"])
-            .workload(&config())
-            .unwrap();
-        assert_eq!(
-            (workload.args, workload.user.as_str()),
-            (vec!["x".to_owned()], "1:2")
-        );
         assert_eq!(args(&["--wait-on-signal"]).until(), Until::Interrupt);
-        for wrong in [["--env", "A"], ["--env", "=x"]] {
-            assert!(args(&wrong).workload(&config()).is_err(), "{wrong:?}");
-        }
+        let flags = ["--entrypoint", "[]", "--args", r#"["x"]"#, "--user", "1:2"];
+        let expected = Overrides {
+            entrypoint: Some(Vec::new()),
+            args: Some(vec!["x".to_owned()]),
+            user: Some("1:2".to_owned()),
+            ..Overrides::default()
+        };
+        assert_eq!(args(&flags).overrides(), expected);
     }
 
     #[test]
     fn invalid_flags_are_rejected() {
-        let mount: Mount = "type=bind,src=/a,dst=/b=c,options=rbind:ro"
-            .parse()
-            .unwrap();
-        assert_eq!(mount, Mount::of_file("/a".to_owned(), "/b=c"));
-        for wrong in ["", "type", "type=bind", "dst=relative", "dst=/x,size=1"] {
-            assert!(wrong.parse::<Mount>().is_err(), "{wrong:?}");
-        }
         for wrong in ["/bin/sh", r#"{"a": 1}"#, "[1]"] {
             assert!(wrong.parse::<Words>().is_err(), "{wrong:?}");
         }

@@ -7,6 +7,7 @@ use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr
 use crate::cli::output;
 use crate::failure::Failure;
 use crate::registry::{Login, Logins, Secret};
+use crate::signals::interruption;
 
 /// Login flags. Without them, the configuration's and Docker's credentials are used.
 #[derive(Debug, clap::Args)]
@@ -53,7 +54,7 @@ async fn read_password(user: &str) -> Result<Secret, Failure> {
     }
     let line = tokio::select! {
         line = tokio::task::spawn_blocking(|| std::io::stdin().lock().lines().next().transpose()) => line,
-        interruption = crate::cli::interruption() => return Err(interruption),
+        interruption = interruption() => return Err(interruption),
     };
     drop(hidden);
     let line = line

@@ -5,21 +5,20 @@ mod login;
 use std::path::PathBuf;
 
 use bytesize::ByteSize;
-use serde::Serialize;
 
 use self::login::LoginArgs;
 use super::progress::Bar;
 use super::registry_args::RegistryArgs;
 use super::{Global, output};
 use crate::config::Layer as ConfigLayer;
-use crate::containerd::content;
-use crate::containerd::image::Image;
-use crate::containerd::labels::{Dialect, Labels, Source};
+use crate::containerd::labels::Dialect;
 use crate::containerd::lease::Lease;
+use crate::containerd::pull::{Pull, PullReport};
 use crate::containerd::session::Session;
-use crate::containerd::unpack::{self, Outcome, Unpacker};
+use crate::containerd::unpack::Outcome;
 use crate::failure::Failure;
-use crate::oci::{Digest, ImageName, Platform};
+use crate::oci::{ImageName, Platform};
+use crate::signals::interruption;
 use crate::transport::{Endpoint, Location};
 
 /// Pull an image into containerd, lazily if its snapshotter can
@@ -78,27 +77,22 @@ pub(super) struct Args {
     registry: RegistryArgs,
 }
 
-/// The result of a pull.
-#[derive(Debug, Serialize)]
-struct Pulled {
-    reference: String,
-    digest: Digest,
-    media_type: String,
-    /// The manifest of the platform's image. `digest` may be that of an index.
-    manifest: Digest,
-    snapshotter: String,
-    /// The snapshot with all layers; `None` for an image without layers.
-    chain_id: Option<Digest>,
-    layers: Vec<PulledLayer>,
-}
-
-#[derive(Debug, Serialize)]
-struct PulledLayer {
-    digest: Digest,
-    size: u64,
-    diff_id: Digest,
-    chain_id: Digest,
-    outcome: Outcome,
+impl Args {
+    fn pull(&self) -> Pull<'_> {
+        let platform = self.platform.clone();
+        Pull {
+            image: &self.image,
+            platform: platform.unwrap_or_else(Platform::of_this_machine),
+            snapshotter: &self.snapshotter,
+            dialect: if self.use_containerd_labels {
+                Dialect::Containerd
+            } else {
+                Dialect::Stargz
+            },
+            skip_verify: self.skip_content_verify,
+            labels: self.label.iter().cloned().collect(),
+        }
+    }
 }
 
 /// Pulls the image. A pull that fails or is interrupted removes everything that it added to
@@ -117,14 +111,17 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<(), Failure> {
     )?;
     let session = Session::open(&args.address, &args.namespace).await?;
     let (lease, leased) = Lease::take(&session).await?;
+    let pull = args.pull();
+    let bar = Bar::new("pulling", 0, args.json);
     let outcome = tokio::select! {
-        outcome = pull(args, &endpoint, &leased) => outcome,
-        interruption = super::interruption() => Err(interruption),
+        outcome = pull.run(&endpoint, &leased, bar.counter()) => outcome,
+        interruption = interruption() => Err(interruption),
     };
+    bar.finish();
     // The objects of a failed pull are removed before its failure is reported.
     let ended = tokio::select! {
         ended = lease.end(outcome.is_err()) => ended,
-        interruption = super::interruption() => Err(interruption),
+        interruption = interruption() => Err(interruption),
     };
     if let Err(failure) = ended {
         output::say(&failure.to_string());
@@ -132,72 +129,7 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<(), Failure> {
     report(&outcome?, args.json)
 }
 
-async fn pull(args: &Args, endpoint: &Endpoint, session: &Session) -> Result<Pulled, Failure> {
-    let wanted = args
-        .platform
-        .clone()
-        .unwrap_or_else(Platform::of_this_machine);
-    let image = Image::read(endpoint, &wanted).await?;
-    let reference = args.image.to_string();
-    let source = Source {
-        dialect: if args.use_containerd_labels {
-            Dialect::Containerd
-        } else {
-            Dialect::Stargz
-        },
-        reference: reference.clone(),
-        manifest: image.digest().clone(),
-        skip_verify: args.skip_content_verify,
-    };
-    image.keep(session, &args.image).await?;
-    let bar = Bar::new("pulling", 0, args.json);
-    let unpacker = Unpacker {
-        session,
-        endpoint,
-        name: &args.image,
-        snapshotter: &args.snapshotter,
-        counter: bar.counter(),
-    };
-    for other in image.others() {
-        unpacker.fetch(other).await?;
-    }
-    let layers = unpack::layers_of(&image, &source);
-    let outcomes = unpacker.unpack(&layers).await?;
-    bar.finish();
-    let chain_id = layers.last().map(|layer| layer.chain_id.clone());
-    if let Some(chain_id) = &chain_id {
-        let key = format!("containerd.io/gc.ref.snapshot.{}", args.snapshotter);
-        content::label(
-            session,
-            image.config(),
-            [(key, chain_id.to_string())].into(),
-        )
-        .await?;
-    }
-    image
-        .record(
-            session,
-            &reference,
-            args.label.iter().cloned().collect::<Labels>(),
-        )
-        .await?;
-    let target = image.target();
-    Ok(Pulled {
-        reference,
-        digest: target.digest.clone(),
-        media_type: target.media_type.clone(),
-        manifest: image.digest().clone(),
-        snapshotter: args.snapshotter.clone(),
-        chain_id,
-        layers: layers
-            .into_iter()
-            .zip(outcomes)
-            .map(PulledLayer::new)
-            .collect(),
-    })
-}
-
-fn report(pulled: &Pulled, json: bool) -> Result<(), Failure> {
+fn report(pulled: &PullReport, json: bool) -> Result<(), Failure> {
     if json {
         return output::print_json(pulled);
     }
@@ -215,24 +147,6 @@ fn report(pulled: &Pulled, json: bool) -> Result<(), Failure> {
         "{lazy} of {count} layers are lazy, {unpacked} unpacked ({fetched}), {present} present before"
     ));
     output::print(&format!("{}\n", pulled.digest))
-}
-
-impl PulledLayer {
-    fn new((layer, outcome): (unpack::Layer, Outcome)) -> Self {
-        let unpack::Layer {
-            descriptor,
-            diff_id,
-            chain_id,
-            ..
-        } = layer;
-        Self {
-            digest: descriptor.digest,
-            size: descriptor.size,
-            diff_id,
-            chain_id,
-            outcome,
-        }
-    }
 }
 
 fn key_and_value(text: &str) -> Result<(String, String), String> {

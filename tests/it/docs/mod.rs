@@ -1,9 +1,12 @@
-//! The documentation is true: architecture, promises, limits, deploy files and generated references.
+//! The documentation is true: architecture, promises, limits, links, deploy files and generated
+//! references. Dependencies are used.
 
 mod architecture;
 mod configuration;
+mod dependencies;
 mod deploy;
 mod limits;
+mod links;
 mod metrics;
 mod peaks;
 mod promises;

@@ -16,6 +16,14 @@ pub(super) fn document(name: &str) -> String {
 
 /// Returns the Rust files under `folder`, at any depth.
 pub(super) fn rust_files(folder: PathBuf) -> Vec<PathBuf> {
+    let mut files = files(folder, &|_| true);
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "rs"));
+    files
+}
+
+/// Returns the files under `folder`, at any depth, but for those that a build made and for folders
+/// that `enters` rejects.
+pub(super) fn files(folder: PathBuf, enters: &dyn Fn(&Path) -> bool) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)
         .into_iter()
@@ -23,9 +31,10 @@ pub(super) fn rust_files(folder: PathBuf) -> Vec<PathBuf> {
         .map(Result::unwrap)
     {
         let path = entry.path();
-        if path.is_dir() && !path.ends_with("target") {
-            found.extend(rust_files(path));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+        let is_folder = entry.file_type().unwrap().is_dir();
+        if is_folder && !path.ends_with("target") && !path.ends_with(".git") && enters(&path) {
+            found.extend(files(path, enters));
+        } else if !is_folder {
             found.push(path);
         }
     }

@@ -1,5 +1,5 @@
-//! Recent failures are not retried at once, so that a failing image does not cost minutes at each
-//! pull.
+//! A cache of recent failures: a failing operation is not repeated at once, so that a failing image
+//! does not cost minutes at each pull.
 
 use std::hash::Hash;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ const FAILURE_BYTES: usize = 512;
 
 /// Recent failures, each with the answer to return until the next attempt.
 #[derive(Debug)]
-pub(super) struct Failures<K, V>
+pub(crate) struct NegativeCache<K, V>
 where
     K: Hash + Eq + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
@@ -32,13 +32,13 @@ struct RememberedFailure<V> {
     answer: V,
 }
 
-impl<K, V> Failures<K, V>
+impl<K, V> NegativeCache<K, V>
 where
     K: Hash + Eq + Clone + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
 {
     /// `weight` returns the memory of an answer and its key, in bytes.
-    pub(super) fn new(weight: impl Fn(&K, &V) -> usize + Send + Sync + 'static) -> Self {
+    pub(crate) fn new(weight: impl Fn(&K, &V) -> usize + Send + Sync + 'static) -> Self {
         let weight = move |key: &K, failure: &RememberedFailure<V>| {
             u32::try_from(weight(key, &failure.answer).saturating_add(FAILURE_BYTES))
                 .unwrap_or(u32::MAX)
@@ -54,14 +54,14 @@ where
     }
 
     /// Returns the last answer, until the time of the next attempt.
-    pub(super) async fn answer(&self, key: &K, now: Instant) -> Option<V> {
+    pub(crate) async fn answer(&self, key: &K, now: Instant) -> Option<V> {
         let failure = self.recent.get(key).await?;
         (now < failure.until).then_some(failure.answer)
     }
 
     /// Records a failure. The next attempt comes after a doubling wait, or after `at_least`, which
     /// is capped too.
-    pub(super) async fn note(&self, key: K, answer: V, at_least: Option<Duration>, now: Instant) {
+    pub(crate) async fn note(&self, key: K, answer: V, at_least: Option<Duration>, now: Instant) {
         let doubled = self
             .recent
             .get(&key)
@@ -80,7 +80,7 @@ where
             .await;
     }
 
-    pub(super) async fn forget(&self, key: &K) {
+    pub(crate) async fn forget(&self, key: &K) {
         self.recent.invalidate(key).await;
     }
 }
@@ -91,7 +91,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_wait_doubles_up_to_a_bound() {
-        let failures = Failures::new(|_, _| 0);
+        let failures = NegativeCache::new(|_, _| 0);
         let mut now = Instant::now();
         assert_eq!(failures.answer(&"key", now).await, None);
         for seconds in [2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
@@ -113,7 +113,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_upstream_may_ask_for_longer_but_not_for_ever() {
-        let failures = Failures::new(|_, _| 0);
+        let failures = NegativeCache::new(|_, _| 0);
         let now = Instant::now();
         failures
             .note("key", (), Some(Duration::from_secs(60)), now)

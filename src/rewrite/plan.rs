@@ -26,7 +26,7 @@ const MAX_NESTED: usize = 3;
 
 /// The treatment of a manifest.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Plan {
+pub(crate) enum Plan {
     /// The manifest stays unchanged, for this reason.
     PassThrough(String),
     Image(Box<ImagePlan>),
@@ -35,14 +35,14 @@ pub(super) enum Plan {
 
 /// An image with at least one layer to convert.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct ImagePlan {
-    pub(super) manifest: ImageManifest,
+pub(crate) struct ImagePlan {
+    pub(crate) manifest: ImageManifest,
     /// One plan for each layer of the manifest.
-    pub(super) layers: Vec<LayerPlan>,
+    pub(crate) layers: Vec<LayerPlan>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum LayerPlan {
+pub(crate) enum LayerPlan {
     Convert,
     /// The layer claims to be lazily readable but is not as claimed: it is converted, and its
     /// claims are dropped.
@@ -53,16 +53,16 @@ pub(super) enum LayerPlan {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct IndexPlan {
-    pub(super) index: Index,
+pub(crate) struct IndexPlan {
+    pub(crate) index: Index,
     /// One plan for each child of the index.
-    pub(super) children: Vec<ChildPlan>,
+    pub(crate) children: Vec<ChildPlan>,
 }
 
 impl IndexPlan {
     /// Returns the children to convert, each once, of an index that was found in `depth` other
     /// indexes.
-    pub(super) fn to_convert(&self, depth: usize) -> Vec<Digest> {
+    pub(crate) fn to_convert(&self, depth: usize) -> Vec<Digest> {
         let children = self.index.manifests.iter().zip(&self.children);
         let children = children.filter(|(child, _)| depth < MAX_NESTED || !is_index(child));
         let wanted = children
@@ -77,7 +77,7 @@ impl IndexPlan {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum ChildPlan {
+pub(crate) enum ChildPlan {
     Convert,
     /// The child is replaced by its converted image if somebody has pulled it; otherwise it stays
     /// unchanged.
@@ -87,7 +87,7 @@ pub(super) enum ChildPlan {
 
 impl IndexPlan {
     /// Whether children may be converted later without a new conversion of the index.
-    pub(super) fn may_change(&self) -> bool {
+    pub(crate) fn may_change(&self) -> bool {
         let mut children = self.index.manifests.iter().zip(&self.children);
         children.any(|(child, plan)| match plan {
             ChildPlan::IfPulled(_) => true,
@@ -103,15 +103,15 @@ fn is_index(child: &Descriptor) -> bool {
 
 /// The operator's choice of images to convert.
 #[derive(Debug, Clone)]
-pub(super) struct Wanted<'a> {
-    pub(super) platforms: &'a [Platform],
-    pub(super) all_platforms: bool,
+pub(crate) struct Wanted<'a> {
+    pub(crate) platforms: &'a [Platform],
+    pub(crate) all_platforms: bool,
     /// Convert layers again that are eStargz already.
-    pub(super) renew: bool,
+    pub(crate) renew: bool,
 }
 
 /// Returns the plan for `manifest`.
-pub(super) fn plan(manifest: &Manifest, wanted: &Wanted<'_>) -> Plan {
+pub(crate) fn plan(manifest: &Manifest, wanted: &Wanted<'_>) -> Plan {
     let planned = match media_type::manifest_kind(&manifest.media_type) {
         Some(ManifestKind::Image) => plan_image(manifest, wanted),
         Some(ManifestKind::Index) => plan_index(manifest, wanted),
@@ -170,7 +170,7 @@ fn plan_image(manifest: &Manifest, wanted: &Wanted<'_>) -> Result<Plan, String> 
 
 impl ImagePlan {
     /// Returns the reason why no layer is converted, if none is.
-    pub(super) fn unconverted(&self) -> Option<String> {
+    pub(crate) fn unconverted(&self) -> Option<String> {
         match self.layers.first() {
             _ if self
                 .layers

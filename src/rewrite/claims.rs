@@ -22,18 +22,18 @@ const LAZY_KEYS: [&str; 4] = [
 ];
 
 /// Whether an annotation describes how a layer is read lazily.
-pub(super) fn is_lazy_key(key: &str) -> bool {
+pub(crate) fn is_lazy_key(key: &str) -> bool {
     LAZY_KEYS.iter().any(|start| key.starts_with(start))
 }
 
 /// The digests that annotations name for a layer's TOC.
-pub(super) struct Claims<'a> {
+pub(crate) struct Claims<'a> {
     toc: Option<&'a str>,
-    pub(super) zstd: Option<&'a str>,
+    pub(crate) zstd: Option<&'a str>,
 }
 
 impl<'a> Claims<'a> {
-    pub(super) fn of(annotations: &'a Map<String, Value>) -> Self {
+    pub(crate) fn of(annotations: &'a Map<String, Value>) -> Self {
         let text = |key: &str| {
             annotations
                 .get(key)
@@ -46,7 +46,7 @@ impl<'a> Claims<'a> {
     }
 
     /// Whether the claims name the TOC in `section`.
-    pub(super) fn name(&self, footer: &Footer, section: &[u8]) -> bool {
+    pub(crate) fn name(&self, footer: &Footer, section: &[u8]) -> bool {
         let is_zstd = footer.form() == Form::ZstdChunked;
         let names_section =
             |claimed: &str| is_zstd && claimed == Digest::sha256_of(section).to_string();
@@ -60,7 +60,7 @@ impl<'a> Claims<'a> {
 }
 
 /// Whether annotations claim that a layer can be read lazily.
-pub(super) fn are_made(annotations: &Map<String, Value>) -> bool {
+pub(crate) fn are_made(annotations: &Map<String, Value>) -> bool {
     let Claims { toc, zstd } = Claims::of(annotations);
     toc.or(zstd).is_some()
 }

@@ -20,7 +20,7 @@ use crate::store::{Generation, ImageRecord};
 
 /// The outcome for a child.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Child {
+pub(crate) enum Child {
     Recorded(Box<ImageRecord>),
     Source(String),
 }
@@ -31,7 +31,7 @@ pub(super) enum Child {
 /// Returns the record and the documents to store: the converted index, and the same in the other
 /// family's media types. When no child is replaced there are no documents, and the record names the
 /// source itself.
-pub(super) fn assemble(
+pub(crate) fn assemble(
     source: &Manifest,
     plan: &IndexPlan,
     children: &HashMap<Digest, Child>,
@@ -119,7 +119,7 @@ fn translated(index: &Manifest, converted: &HashMap<Digest, &ImageRecord>) -> Op
 }
 
 /// Returns the record of a manifest that stays unchanged.
-pub(super) fn unchanged(source: &Manifest) -> ImageRecord {
+pub(crate) fn unchanged(source: &Manifest) -> ImageRecord {
     ImageRecord {
         source: source.digest.clone(),
         converted: source.digest.clone(),
@@ -135,7 +135,7 @@ pub(super) fn unchanged(source: &Manifest) -> ImageRecord {
 }
 
 /// As [`unchanged`], with the reason.
-pub(super) fn passed_through(source: &Manifest, reason: String) -> ImageRecord {
+pub(crate) fn passed_through(source: &Manifest, reason: String) -> ImageRecord {
     let passed_through = vec![PassedThrough {
         digest: source.digest.clone(),
         reason,
@@ -202,8 +202,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::convert::plan::{self, Plan};
     use crate::oci::annotations::REFERENCE_TYPE;
+    use crate::rewrite::plan::{self, Plan};
 
     fn digest(text: &str) -> Digest {
         Digest::sha256_of(text.as_bytes())

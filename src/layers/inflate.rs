@@ -18,8 +18,7 @@ const MAGIC_LEN: usize = 4;
 type Peeked<R> = Chain<Cursor<Vec<u8>>, R>;
 
 /// A reader of the tar inside a layer that is a gzip stream, a zstd stream or a plain tar.
-#[expect(missing_debug_implementations, reason = "the decoders have none")]
-pub struct Inflate<R: BufRead>(Stream<R>);
+pub(crate) struct Inflate<R: BufRead>(Stream<R>);
 
 enum Stream<R: BufRead> {
     Plain(Peeked<R>),
@@ -29,7 +28,7 @@ enum Stream<R: BufRead> {
 
 impl<R: BufRead> Inflate<R> {
     /// Reads the first bytes of `source` to detect the compression.
-    pub fn new(mut source: R) -> io::Result<Self> {
+    pub(crate) fn new(mut source: R) -> io::Result<Self> {
         let mut magic = Vec::with_capacity(MAGIC_LEN);
         source
             .by_ref()

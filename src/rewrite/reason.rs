@@ -5,7 +5,7 @@
 const MOST: usize = 200;
 
 /// Returns the beginning of `text` on one line.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let mut printable: String = text
         .chars()
         .take(MOST)

@@ -8,13 +8,13 @@ const TREES: u64 = 3;
 
 /// The most memory for a document: room for some 100,000 keys and values. The largest images and
 /// indexes in the wild have a few thousand.
-pub(super) const MAX_WEIGHT: u64 = 48 << 20;
+pub(crate) const MAX_WEIGHT: u64 = 48 << 20;
 
 /// Returns the most bytes that working on a JSON document takes, beside its text.
 ///
 /// # Errors
 /// When the text is not JSON.
-pub(super) fn document(text: &[u8]) -> Result<u64, serde_json::Error> {
+pub(crate) fn document(text: &[u8]) -> Result<u64, serde_json::Error> {
     Ok(weight::tree(text)?.saturating_mul(TREES))
 }
 

@@ -25,7 +25,7 @@ use crate::store::{Generation, LayerOutcome};
 
 /// An image's configuration: the fields that a conversion needs, and the whole text.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Config {
+pub(crate) struct Config {
     /// `None` if a text is not a digest. That layer then stays unchanged.
     diff_ids: Vec<Option<Digest>>,
     text: Bytes,
@@ -33,32 +33,32 @@ pub(super) struct Config {
 
 /// The outcome for an image.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Assembled {
+pub(crate) struct Assembled {
     /// `None` when no layer of the image could be replaced.
-    pub(super) converted: Option<ConvertedImage>,
-    pub(super) passed_through: Vec<PassedThrough>,
+    pub(crate) converted: Option<ConvertedImage>,
+    pub(crate) passed_through: Vec<PassedThrough>,
     /// The configured limits among the reasons.
-    pub(super) limits: Vec<Limit>,
+    pub(crate) limits: Vec<Limit>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct ConvertedImage {
+pub(crate) struct ConvertedImage {
     /// The new configuration; `None` when it is unchanged.
-    pub(super) config: Option<Bytes>,
-    pub(super) manifest: Manifest,
+    pub(crate) config: Option<Bytes>,
+    pub(crate) manifest: Manifest,
     /// The content of the manifest's bytes.
-    pub(super) image: ImageManifest,
+    pub(crate) image: ImageManifest,
     /// The same manifest in the media types of the other family (Docker or OCI). `None` when a part
     /// of it has no counterpart there.
-    pub(super) translated: Option<Manifest>,
+    pub(crate) translated: Option<Manifest>,
     /// The converted layers and external TOCs that the manifest names.
-    pub(super) objects: Vec<Digest>,
+    pub(crate) objects: Vec<Digest>,
 }
 
 impl Config {
     /// Parses the configuration of an image of `layers` layers, or returns the reason why it is
     /// invalid.
-    pub(super) fn parse(text: Bytes, layers: usize) -> Result<Self, String> {
+    pub(crate) fn parse(text: Bytes, layers: usize) -> Result<Self, String> {
         let unreadable = |reason: String| {
             format!(
                 "the image configuration is not readable: {}",
@@ -110,7 +110,7 @@ fn diff_ids_of(document: &mut Value) -> Result<&mut Vec<Value>, String> {
 
 /// Replaces the converted layers in the image. `outcomes` holds every layer that the plan converts,
 /// by source digest. `keeps_source` means that a converted layer begins with the source's tar.
-pub(super) fn assemble(
+pub(crate) fn assemble(
     source: &Manifest,
     plan: &ImagePlan,
     config: &Config,
@@ -290,7 +290,7 @@ fn layer_descriptor(
 
 /// Makes `descriptor` point at another object. An embedded copy of the old object (`data`) is
 /// deleted.
-pub(super) fn point_at(descriptor: &mut Descriptor, digest: Digest, size: u64) {
+pub(crate) fn point_at(descriptor: &mut Descriptor, digest: Digest, size: u64) {
     descriptor.digest = digest;
     descriptor.size = size;
     descriptor.rest.shift_remove("data");
@@ -298,7 +298,7 @@ pub(super) fn point_at(descriptor: &mut Descriptor, digest: Digest, size: u64) {
 }
 
 /// Records the source and the generation in a manifest's or an index's annotations.
-pub(super) fn annotate(rest: &mut Map<String, Value>, source: &Digest, generation: &Generation) {
+pub(crate) fn annotate(rest: &mut Map<String, Value>, source: &Digest, generation: &Generation) {
     let annotations = rest
         .entry("annotations")
         .or_insert_with(|| Value::Object(Map::new()));
@@ -311,7 +311,7 @@ pub(super) fn annotate(rest: &mut Map<String, Value>, source: &Digest, generatio
 /// Returns a manifest with the configuration `{}` and the TOCs of `layers`, as stargz-snapshotter
 /// expects it under `TAG-esgztoc` (`nativeconverter/estargz/externaltoc/fetcher.go`). `layers`
 /// holds each layer's digest and its TOC's digest and size.
-pub(super) fn toc_image(
+pub(crate) fn toc_image(
     layers: &[(Digest, Digest, u64)],
 ) -> Result<(Bytes, Manifest), serde_json::Error> {
     let config = Bytes::from_static(b"{}");
@@ -354,7 +354,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::convert::plan::{self, Plan};
+    use crate::rewrite::plan::{self, Plan};
 
     fn digest(text: &str) -> Digest {
         Digest::sha256_of(text.as_bytes())

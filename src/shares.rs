@@ -13,19 +13,19 @@ use tokio::sync::oneshot;
 use crate::budget::Full;
 
 /// How long an upstream that was slow is limited to one unit at a time.
-pub(super) const SLOW_FOR: Duration = Duration::from_secs(300);
+pub(crate) const SLOW_FOR: Duration = Duration::from_secs(300);
 /// The number of upstreams that are remembered as slow.
 const SLOW_UPSTREAMS: u64 = 10_000;
 
 /// A named number of units: slots or bytes. Clones share them.
 #[derive(Debug, Clone)]
-pub(super) struct Shares {
+pub(crate) struct Shares {
     inner: Arc<Inner>,
 }
 
 /// Units that an upstream holds. They are returned when this is dropped.
 #[derive(Debug)]
-pub(super) struct Share {
+pub(crate) struct Share {
     inner: Arc<Inner>,
     upstream: Arc<str>,
     units: u64,
@@ -63,12 +63,12 @@ struct Waiter {
 
 impl Shares {
     /// Creates shares of `bytes` bytes. One upstream may hold half of them.
-    pub(super) fn of_bytes(name: &'static str, bytes: u64) -> Self {
+    pub(crate) fn of_bytes(name: &'static str, bytes: u64) -> Self {
         Self::new(name, bytes, bytes.div_ceil(2))
     }
 
     /// Creates `slots` slots. If there are more than two, one is reserved for another upstream.
-    pub(super) fn of_slots(name: &'static str, slots: usize) -> Self {
+    pub(crate) fn of_slots(name: &'static str, slots: usize) -> Self {
         let slots = slots as u64;
         Self::new(name, slots, if slots > 2 { slots - 1 } else { slots })
     }
@@ -98,7 +98,7 @@ impl Shares {
     ///
     /// # Errors
     /// [`Full`] when the units were not free in time, or are more than one upstream may ever hold.
-    pub(super) async fn take(
+    pub(crate) async fn take(
         &self,
         upstream: &str,
         units: u64,
@@ -123,12 +123,12 @@ impl Shares {
     }
 
     /// Limits `upstream` to one unit at a time for a while.
-    pub(super) fn slow_down(&self, upstream: &str) {
+    pub(crate) fn slow_down(&self, upstream: &str) {
         self.inner.slow.insert(upstream.into(), ());
     }
 
     /// Whether an upstream other than `upstream` waits for units that others hold.
-    pub(super) fn is_wanted_by_another(&self, upstream: &str) -> bool {
+    pub(crate) fn is_wanted_by_another(&self, upstream: &str) -> bool {
         let state = self.inner.state.lock();
         let waits = |queue: &Queue| {
             let head = queue
@@ -148,7 +148,7 @@ impl Shares {
 
 impl Share {
     /// Returns all but `units`.
-    pub(super) fn shrink_to(&mut self, units: u64) {
+    pub(crate) fn shrink_to(&mut self, units: u64) {
         let surplus = self.units.saturating_sub(units);
         self.units -= surplus;
         self.inner.give_back(&self.upstream, surplus);
