@@ -11,12 +11,15 @@ use futures::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 
 use super::error::{Damage, Error};
 use super::key::Key;
+use super::range_cache::{PieceId, RangeCache};
 use super::{Buffer, Object, OpenFile, Store};
 use crate::oci::Digest;
 
 /// Objects up to this size are cached in memory after `read_all`: manifests and configurations, not
 /// TOCs.
 const MAX_CACHED_BYTES: u64 = 1 << 20;
+/// Pieces of a range that are fetched before the client has read the ones before.
+const PIECES_AHEAD: usize = 2;
 /// Objects up to this size are read and compared with their digest before the first byte is passed
 /// on, so that damage still gives a status: configurations and manifests. A client's first piece
 /// takes four times as much memory.
@@ -91,21 +94,13 @@ impl Store {
         if range.is_empty() {
             return Ok(stream::empty().boxed());
         }
-        let body = match self.body(object, range.clone()).await? {
-            Ok(body) => body,
-            Err(damage) => {
-                self.forget_damaged(object, damage).await;
-                return Err(Error::Gone(object.digest.clone()));
-            }
-        };
-        let what = format!("reading {}", object.key);
-        let bytes = body
-            .stream
-            .map_err(move |source| Error::Backend {
-                what: what.clone(),
-                source,
-            })
-            .boxed();
+        if let Some(cache) = &self.inner.ranges
+            && range != (0..object.size)
+        {
+            self.check_later(object);
+            return self.read_pieces(cache, object, range).await;
+        }
+        let bytes = self.read_backend(object, range.clone()).await?;
         if range != (0..object.size) {
             self.check_later(object);
             return Ok(exactly(
@@ -120,6 +115,87 @@ impl Store {
         }
         let pieces: Vec<Bytes> = bytes.try_collect().await?;
         Ok(stream::iter(pieces.into_iter().map(Ok)).boxed())
+    }
+
+    /// Reads from the folder or bucket.
+    async fn read_backend(
+        &self,
+        object: &Object,
+        range: Range<u64>,
+    ) -> Result<BoxStream<'static, Result<Bytes, Error>>, Error> {
+        let body = match self.body(object, range).await? {
+            Ok(body) => body,
+            Err(damage) => {
+                self.forget_damaged(object, damage).await;
+                return Err(Error::Gone(object.digest.clone()));
+            }
+        };
+        let what = format!("reading {}", object.key);
+        let failed = move |source| Error::Backend {
+            what: what.clone(),
+            source,
+        };
+        Ok(body.stream.map_err(failed).boxed())
+    }
+
+    /// Reads the pieces of a range, from disk or from the bucket. The first one is read when this
+    /// returns.
+    async fn read_pieces(
+        &self,
+        cache: &RangeCache,
+        object: &Object,
+        range: Range<u64>,
+    ) -> Result<BoxStream<'static, Result<Bytes, Error>>, Error> {
+        let mut numbers = PieceId::numbers(&range);
+        let Some(first) = numbers.next() else {
+            return Ok(stream::empty().boxed());
+        };
+        let first = self.part_of_piece(cache, object, &range, first).await?;
+        let (store, cache, object) = (self.clone(), cache.clone(), object.clone());
+        let others = stream::iter(numbers).map(move |number| {
+            let (store, cache, object) = (store.clone(), cache.clone(), object.clone());
+            let range = range.clone();
+            async move { store.part_of_piece(&cache, &object, &range, number).await }
+        });
+        let others = others.buffered(PIECES_AHEAD);
+        Ok(stream::iter([Ok(first)]).chain(others).boxed())
+    }
+
+    /// Returns the bytes of `range` that are in one piece.
+    async fn part_of_piece(
+        &self,
+        cache: &RangeCache,
+        object: &Object,
+        range: &Range<u64>,
+        number: u64,
+    ) -> Result<Bytes, Error> {
+        let id = PieceId {
+            digest: object.digest.clone(),
+            number,
+        };
+        let whole = id.range(object.size);
+        let (store, wanted) = (self.clone(), object.clone());
+        let within = whole.clone();
+        let fetch = move || async move { store.read_part(&wanted, within).await.ok() };
+        let bytes = match cache.piece(id, fetch).await {
+            Some(bytes) => bytes,
+            // Asked once more for the reason.
+            None => self.read_part(object, whole.clone()).await?,
+        };
+        let at = |offset: u64| {
+            let within = offset.clamp(whole.start, whole.end) - whole.start;
+            usize::try_from(within).unwrap_or_default().min(bytes.len())
+        };
+        Ok(bytes.slice(at(range.start)..at(range.end)))
+    }
+
+    /// Reads a part of an object that fits into memory.
+    async fn read_part(&self, object: &Object, range: Range<u64>) -> Result<Bytes, Error> {
+        let length = range.end - range.start;
+        let bytes = self.read_backend(object, range).await?;
+        let bytes = exactly(object.digest.clone(), length, bytes);
+        let pieces: Vec<Bytes> = bytes.try_collect().await?;
+        Ok(joined(pieces))
     }
 
     /// A buffer for bytes of an open file.
@@ -196,10 +272,7 @@ impl Store {
             .await?
             .try_collect()
             .await?;
-        let bytes = match <[Bytes; 1]>::try_from(pieces) {
-            Ok([whole]) => whole,
-            Err(pieces) => pieces.concat().into(),
-        };
+        let bytes = joined(pieces);
         if object.size <= MAX_CACHED_BYTES {
             self.inner
                 .small
@@ -278,6 +351,13 @@ impl Store {
         self.inner.small.invalidate(digest).await;
         self.inner.files.close(digest);
         self.inner.images.invalidate_all();
+    }
+}
+
+fn joined(pieces: Vec<Bytes>) -> Bytes {
+    match <[Bytes; 1]>::try_from(pieces) {
+        Ok([whole]) => whole,
+        Err(pieces) => pieces.concat().into(),
     }
 }
 

@@ -42,6 +42,26 @@ pub struct Config {
     pub lease_ttl: Duration,
     pub retention: Retention,
     pub scrub: Scrub,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<RangeCacheConfig>,
+}
+
+/// Pieces of a bucket's layers on this machine's disk, from which ranges are answered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RangeCacheConfig {
+    /// The folder, of this server alone. It is created if it is missing.
+    pub folder: PathBuf,
+    /// The most bytes that it takes, as the file system counts them, 10 GiB if this is not set; at
+    /// the limit, pieces that are rarely requested go.
+    #[serde(default = "RangeCacheConfig::default_size")]
+    pub max_size: ByteSize,
+}
+
+impl RangeCacheConfig {
+    fn default_size() -> ByteSize {
+        ByteSize::gib(10)
+    }
 }
 
 impl Default for Config {
@@ -59,6 +79,7 @@ impl Default for Config {
             lease_ttl: Duration::from_secs(30),
             retention: Retention::default(),
             scrub: Scrub::default(),
+            cache: None,
         }
     }
 }

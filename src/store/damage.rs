@@ -76,6 +76,9 @@ impl Store {
             }
             Err(error) => tracing::debug!(%record, %error, "damaged object not forgotten"),
         }
+        if let Some(cache) = &self.inner.ranges {
+            cache.forget(&object.digest, object.size);
+        }
         self.forget(&object.digest).await;
     }
 

@@ -22,6 +22,7 @@ mod lease;
 mod open_files;
 pub(crate) mod outline;
 mod profiles;
+mod range_cache;
 pub mod records;
 mod remote;
 mod room;
@@ -45,7 +46,7 @@ use tokio::sync::Semaphore;
 use crate::oci::Digest;
 use backend::Backend;
 pub use buffers::Buffer;
-pub use config::{Config, Retention, Scrub, Secret};
+pub use config::{Config, RangeCacheConfig, Retention, Scrub, Secret};
 pub use error::{Damage, Error};
 pub use key::{Generation, Key};
 pub use lease::{Lease, layer_lease};
@@ -90,6 +91,8 @@ struct Inner {
     config: Config,
     objects: Cache<Digest, Object>,
     files: open_files::OpenFiles,
+    /// Pieces of a bucket's objects on disk.
+    ranges: Option<range_cache::RangeCache>,
     /// The number of forgotten objects. A look-up that caches an object checks whether it changed
     /// meanwhile.
     forgotten: AtomicU64,
@@ -117,10 +120,14 @@ impl Store {
     /// Opens the store at `config.location` and checks that it is writable.
     pub async fn open(config: &Config) -> Result<Self, Error> {
         let backend = match remote::Location::parse(config)? {
+            remote::Location::Folder(_) if config.cache.is_some() => {
+                let reason = "`store.cache` is for buckets, and the store is a folder";
+                return Err(Error::Config(reason.to_owned()));
+            }
             remote::Location::Folder(path) => Backend::folder(Path::new(&path))?,
             remote::Location::Bucket(bucket) => remote::open(config, &bucket)?,
         };
-        let store = Self::with_backend(backend, config.clone());
+        let store = Self::with_backend(backend, config.clone(), Self::ranges(config).await?);
         store.check_writable().await?;
         Ok(store)
     }
@@ -131,6 +138,7 @@ impl Store {
         Ok(Self::with_backend(
             Backend::scratch(Path::new(&config.location))?,
             config.clone(),
+            None,
         ))
     }
 
@@ -144,10 +152,27 @@ impl Store {
         Self::with_backend(
             Backend::bucket(objects, object_store::path::Path::default(), None),
             config.clone(),
+            None,
         )
     }
 
-    fn with_backend(backend: Backend, config: Config) -> Self {
+    /// Opens the cache of ranges, if there is one.
+    async fn ranges(config: &Config) -> Result<Option<range_cache::RangeCache>, Error> {
+        let Some(cache) = config.cache.clone() else {
+            return Ok(None);
+        };
+        let opened = tokio::task::spawn_blocking(move || range_cache::RangeCache::open(&cache));
+        let opened = opened
+            .await
+            .map_err(|error| Error::Config(error.to_string()))?;
+        opened.map(Some)
+    }
+
+    fn with_backend(
+        backend: Backend,
+        config: Config,
+        ranges: Option<range_cache::RangeCache>,
+    ) -> Self {
         // A use must be recorded again before the protection of the last one ends.
         let noted_for = USE_NOTED_FOR.min(config.retention.idle() / 2);
         let digests = || {
@@ -159,6 +184,7 @@ impl Store {
             backend,
             forgotten: AtomicU64::new(0),
             files: open_files::OpenFiles::default(),
+            ranges,
             objects: weighed(FOUND_OBJECTS, FOUND_FOR, |_, object: &Object| {
                 ENTRY * 2 + object.media_type.as_ref().map_or(0, String::len)
             }),

@@ -126,6 +126,8 @@ table! {
         "Requests to upstreams, each hop of a redirect separately, by kind and status class.";
     store_operations: Counters2 = Family::default(), "counter", "store_operations_total", None::<Unit>,
         "operation, outcome", "Operations on the store's backend, by outcome.";
+    store_cache: Counters = Family::default(), "counter", "store_cache_total", None::<Unit>, "outcome",
+        "Pieces of layers that ranges needed, by whether `store.cache` had them (hit) or the bucket was asked (miss).";
     sweeps: Counters = Family::default(), "counter", "sweeps_total", None::<Unit>, "outcome",
         "Sweeps of the store, by outcome.";
     swept_bytes: Counter<u64, AtomicU64> = Counter::default(), "counter", "swept_bytes_total", Some(Unit::Bytes), "",

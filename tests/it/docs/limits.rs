@@ -16,7 +16,8 @@ enum Shown {
 use Shown::{By, NoLimit};
 
 /// Limits without a default, which look like other keys in the reference.
-const UNSET: [&str; 5] = [
+const UNSET: [&str; 6] = [
+    "store.cache.max_size",
     "store.retention.max_size",
     "agent.background_bandwidth",
     "agent.min_free",
@@ -113,6 +114,7 @@ const LIMITS: &[(&str, Shown)] = &[
         "store.retention.max_size",
         By("a_store_at_its_size_takes_no_more_and_images_pass_through"),
     ),
+    ("store.cache.max_size", By("the_files_stay_within_the_size")),
     (
         "store.retention.grace",
         By("bytes_without_a_record_are_deleted_after_the_grace"),

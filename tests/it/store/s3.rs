@@ -1,11 +1,17 @@
 //! The store over S3: a fake that fails on command, and moto.
 
+use std::fs;
+use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use axum::http::Method;
+use bytes::Bytes;
+use bytesize::ByteSize;
+use futures::TryStreamExt as _;
 use starlift::oci::Digest;
-use starlift::store::{Error, Store};
+use starlift::store::{Config, Error, RangeCacheConfig, Store};
 
 use super::contract::{self, bytes_of, generation, put_image, put_layer, read, source_of};
 use crate::support::eventually::eventually_async;
@@ -38,6 +44,107 @@ async fn a_bucket_keeps_the_contract() {
     open(&s3).await.sweep(in_a_year()).await.unwrap();
     open(&s3).await.sweep(in_a_year()).await.unwrap();
     assert_eq!(s3.keys(), ["some/prefix/salt.json"]);
+}
+
+/// Reads two ranges of a layer, one of them over two pieces of the cache, and returns the number of
+/// GET requests to the bucket.
+async fn requests_for_ranges(s3: &S3, store: &Store, layer: &Bytes) -> usize {
+    let object = store.find(&Digest::sha256_of(layer)).await.unwrap();
+    let object = object.unwrap();
+    // A use of the layer is noted in the background, by a PUT.
+    let (gets, counted) = (Arc::new(AtomicUsize::new(0)), Method::GET);
+    let seen = Arc::clone(&gets);
+    s3.fail(move |asked| {
+        seen.fetch_add(usize::from(asked.method == counted), Ordering::Relaxed);
+        Fault::None
+    });
+    for range in [100..70_000, 200_000..300_000] {
+        let bytes = store.read(&object, range.clone()).await.unwrap();
+        let pieces: Vec<Bytes> = bytes.try_collect().await.unwrap();
+        let place = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+        assert_eq!(pieces.concat(), layer[place]);
+    }
+    gets.load(Ordering::Relaxed)
+}
+
+#[tokio::test]
+async fn a_range_costs_one_request_to_the_bucket_and_none_once_it_is_cached() {
+    let s3 = S3::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = s3.config("");
+    // Checks of whole layers are requests too.
+    config.scrub.rate = ByteSize(0);
+    let layer = bytes_of(1 << 20, 5);
+    let plain = Store::open(&config).await.unwrap();
+    put_layer(&plain, &source_of(5), &layer).await.unwrap();
+    assert_eq!(requests_for_ranges(&s3, &plain, &layer).await, 2);
+    config.cache = Some(RangeCacheConfig {
+        folder: folder.path().to_owned(),
+        max_size: ByteSize::mib(16),
+    });
+    let cached = Store::open(&config).await.unwrap();
+    assert_eq!(
+        requests_for_ranges(&s3, &cached, &layer).await,
+        2,
+        "three parts of two pieces"
+    );
+    assert_eq!(requests_for_ranges(&s3, &cached, &layer).await, 0);
+    drop(cached);
+    let again = Store::open(&config).await.unwrap();
+    assert_eq!(
+        requests_for_ranges(&s3, &again, &layer).await,
+        0,
+        "the pieces outlive the process"
+    );
+}
+
+#[tokio::test]
+async fn a_layer_that_left_the_bucket_is_forgotten_with_its_cached_pieces() {
+    let s3 = S3::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = s3.config("");
+    config.scrub.rate = ByteSize(0);
+    config.cache = Some(RangeCacheConfig {
+        folder: folder.path().to_owned(),
+        max_size: ByteSize::mib(16),
+    });
+    let layer = bytes_of(1 << 20, 6);
+    let store = Store::open(&config).await.unwrap();
+    put_layer(&store, &source_of(6), &layer).await.unwrap();
+    requests_for_ranges(&s3, &store, &layer).await;
+    let object = store.find(&Digest::sha256_of(&layer)).await.unwrap();
+    let object = object.unwrap();
+    let stored = |key: &String| s3.object(key).is_some_and(|bytes| bytes == layer);
+    let key = s3.keys().into_iter().find(stored).unwrap();
+    s3.replace(&key, None);
+    let cached = store.read(&object, 5..15).await.unwrap();
+    let cached: Vec<Bytes> = cached.try_collect().await.unwrap();
+    assert_eq!(cached.concat(), layer[5..15], "still the right bytes");
+    let beyond = store.read(&object, 700_000..700_010).await;
+    assert!(matches!(beyond, Err(Error::Gone(_))));
+    assert_eq!(store.find(&object.digest).await.unwrap(), None);
+    let is_file = |entry: io::Result<fs::DirEntry>| entry.unwrap().path().is_file();
+    let places = fs::read_dir(folder.path()).unwrap();
+    let files = places.flat_map(|place| fs::read_dir(place.unwrap().path()).unwrap());
+    assert_eq!(
+        files.filter_map(|file| is_file(file).then_some(())).count(),
+        0
+    );
+}
+
+#[tokio::test]
+async fn a_cache_before_a_folder_is_a_mistake_in_the_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config {
+        location: folder.path().display().to_string(),
+        cache: Some(RangeCacheConfig {
+            folder: folder.path().join("cache"),
+            max_size: ByteSize::mib(16),
+        }),
+        ..Config::default()
+    };
+    let refused = Store::open(&config).await.unwrap_err();
+    assert!(refused.to_string().contains("store.cache"), "{refused}");
 }
 
 #[tokio::test]
