@@ -58,16 +58,16 @@ pub(crate) struct Verification<'a> {
 }
 
 impl Verification<'_> {
-    /// Verifies every image that `what` names, against the images that `against` names. Digests of
-    /// documents are checked as they are read.
+    /// Verifies every image at `location`, against the images at `against`. Digests of documents are
+    /// checked as they are read.
     pub(crate) async fn verify(
         &self,
-        what: &str,
+        location: &str,
         against: Option<&str>,
     ) -> Result<Vec<Part>, Failure> {
-        let converted = Opened::open(self, what).await?;
+        let converted = Opened::open(self, location).await?;
         let source = match against {
-            Some(what) => Some(Opened::open(self, what).await?),
+            Some(source) => Some(Opened::open(self, source).await?),
             None => None,
         };
         let total = converted

@@ -182,7 +182,7 @@ impl Profiles {
         }
     }
 
-    /// Returns what is known of the starts of an image; `None` when no image here has these layers.
+    /// Returns the knowledge of the starts of an image; `None` if no image here has these layers.
     pub async fn knowledge(&self, stack: &Stack) -> Result<Option<Arc<Knowledge>>, Error> {
         let Some(image) = self.stack(stack).await? else {
             return Ok(None);

@@ -1,6 +1,6 @@
 //! Keys of annotations and labels, each with the place that defines it.
 
-/// On a converted image, its index and its layers: the digest of what it was made from.
+/// On a converted image, its index and its layers: the digest of its source.
 pub const SOURCE_DIGEST: &str = "dev.starlift.source.digest";
 /// On a converted layer: the digest of the source tar, the first `SOURCE_SIZE` bytes of the
 /// decompressed layer.
@@ -50,8 +50,8 @@ pub const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 /// On such a child: the digest of the child that it describes.
 pub const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
 
-/// What the reference's own client tells a snapshotter of a layer (stargz-snapshotter,
-/// `fs/source/source.go`).
+/// Labels by which the reference's own client describes a layer to a snapshotter
+/// (stargz-snapshotter, `fs/source/source.go`).
 pub mod stargz {
     /// The image as the client names it.
     pub const REFERENCE: &str = "containerd.io/snapshot/remote/stargz.reference";
@@ -62,7 +62,8 @@ pub mod stargz {
     pub const SKIP_VERIFY: &str = "containerd.io/snapshot/remote/stargz.skipverify";
 }
 
-/// What containerd tells a snapshotter of a layer (containerd, `pkg/snapshotters/annotations.go`).
+/// Labels by which containerd describes a layer to a snapshotter (containerd,
+/// `pkg/snapshotters/annotations.go`).
 pub mod cri {
     /// The image as the client names it.
     pub const REFERENCE: &str = "containerd.io/snapshot/cri.image-ref";

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-/// The name Docker Hub goes by; what names no host means it.
+/// The name of Docker Hub. An image reference without a host means it.
 pub const DOCKER_HUB: &str = "docker.io";
 /// Hosts that are Docker Hub too.
 const ALIASES: [&str; 3] = [

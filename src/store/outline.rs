@@ -1,4 +1,4 @@
-//! Which stack of layers an image is, from its manifests alone.
+//! The stack of layers of an image, from its manifests only.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -8,16 +8,16 @@ use crate::oci::media_type::{self, ManifestKind, manifest_kind};
 use crate::oci::{Digest, Manifest};
 use crate::profile::Stack;
 
-/// What must be known of an image's manifest; all else in it takes no memory.
+/// The fields of an image's manifest that a stack needs. The other fields take no memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Outline {
-    /// What the manifest says that its configuration is.
+    /// The configuration that the manifest names.
     pub(crate) config: Digest,
     /// From the bottom to the top.
     pub(crate) layers: Vec<Digest>,
-    /// What it was made from, by its own word.
+    /// The source image that the annotations name.
     source: Option<Digest>,
-    /// Every layer is lazily readable.
+    /// Whether every layer is lazily readable.
     is_lazy: bool,
 }
 
@@ -95,7 +95,8 @@ impl Outline {
         Stack::of(&self.layers)
     }
 
-    /// What the image says that it was made from: itself, where it is lazily readable as it is.
+    /// Returns the source image: the one that the annotations name, or the image itself if it is
+    /// lazily readable as it is.
     pub(crate) fn source(&self, manifest: &Manifest) -> Option<Digest> {
         self.source
             .clone()
@@ -109,11 +110,11 @@ impl Outline {
     }
 }
 
-/// The stack of `layers`, of an image made from `source`.
+/// Returns the record of the stack of `layers`, of an image made from `source`.
 ///
-/// `config` is the configuration of an image all of whose layers were converted, and so found to be those that it names.
-/// Else a manifest may name any configuration beside any layers: what is known is then kept under the stack itself, for
-/// those who have all of its layers.
+/// `config` is the configuration of an image whose layers were all converted, which proves that
+/// they are the layers that it names. Otherwise a manifest may name any configuration beside any
+/// layers. Knowledge is then kept under the stack itself, for readers that have all of its layers.
 pub(crate) fn record(source: &Digest, config: Option<&Digest>, layers: Vec<Digest>) -> StackRecord {
     let config = config.cloned().unwrap_or_else(|| Stack::of(&layers).0);
     StackRecord {

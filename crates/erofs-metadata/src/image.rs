@@ -1,4 +1,4 @@
-//! An image before it is laid out: inodes, names, and what they refer to.
+//! An image before it is laid out: inodes, names, and their targets.
 
 use std::fmt;
 use std::io::Write;
@@ -32,8 +32,8 @@ impl Builder {
         self
     }
 
-    /// Sets the UUID of the file system: zeros if it is not set. Overlayfs tells its lower layers
-    /// apart by it, so each layer should have its own, such as the first bytes of a digest.
+    /// Sets the UUID of the file system: zeros if it is not set. Overlayfs distinguishes its lower
+    /// layers by it, so each layer should have its own, such as the first bytes of a digest.
     #[must_use]
     pub fn uuid(mut self, uuid: [u8; 16]) -> Self {
         self.uuid = uuid;

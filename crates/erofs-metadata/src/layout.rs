@@ -130,8 +130,8 @@ impl Layout {
         }
     }
 
-    /// Where content of `size` bytes goes, after `xattrs` bytes of attributes. An inode and what
-    /// follows it stay in one block, or nothing follows it.
+    /// Returns the place of content of `size` bytes, after `xattrs` bytes of attributes. An inode and
+    /// the content behind it are in one block, or no content is behind it.
     pub(crate) fn split(&self, size: u64, xattrs: u64) -> Split {
         let tail = size % self.block_size();
         let fits = INODE + xattrs + tail <= self.block_size();
@@ -288,7 +288,7 @@ impl fmt::Debug for Layout {
     }
 }
 
-/// What has been given away so far.
+/// The ends of the space that is allocated.
 #[derive(Debug)]
 struct Ends {
     /// End of the inodes in bytes.

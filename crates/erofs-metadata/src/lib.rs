@@ -10,9 +10,9 @@
 //!
 //! `METADATA` is written by this crate; it takes about 130 bytes for each file. `DATA` is any file
 //! in which the content of each file begins at a multiple of the block size. It may be sparse, and
-//! may be a file of a FUSE file system that fetches what is read. Its size must be a multiple of
-//! the block size too: Linux reads whole blocks, and reading a last block that is incomplete fails
-//! with EIO (seen with 6.18).
+//! may be a file of a FUSE file system that fetches data when it is read. Its size must be a
+//! multiple of the block size too: Linux reads whole blocks, and reading a last block that is
+//! incomplete fails with EIO (seen with 6.18).
 //!
 //! # Writing an image
 //!
@@ -43,7 +43,7 @@
 //! link counts computed, when the image is laid out. [`Image::layout`] returns the [`Layout`],
 //! which knows the inode numbers that users will see, and writes the image in one pass.
 //!
-//! # What an image holds
+//! # Contents of an image
 //!
 //! * All kinds of files, with 32-bit owners and link counts, 64-bit sizes and times in nanoseconds
 //!   (`struct erofs_inode_extended`).
@@ -51,7 +51,7 @@
 //!   erofs_inode_chunk_index`). A contiguous file takes one index of 8 bytes.
 //! * Extended attributes `user.`, `trusted.`, `security.` and both POSIX ACLs. Equal ones are
 //!   stored once.
-//! * What [overlayfs](https://docs.kernel.org/filesystems/overlayfs.html) looks for in a lower
+//! * The marks that [overlayfs](https://docs.kernel.org/filesystems/overlayfs.html) reads in a lower
 //!   layer: a whiteout is a character device 0:0, an opaque directory has the extended attribute
 //!   `trusted.overlay.opaque` with the value `y`.
 //!
@@ -60,8 +60,8 @@
 //!
 //! # Limits
 //!
-//! The [constants](limits) are limits of the format or of Linux. What cannot be expressed is an
-//! [`ImageError`], never a panic and never another value. An [`Image`] keeps its nodes in
+//! The [constants](limits) are limits of the format or of Linux. A tree that EROFS cannot express
+//! is an [`ImageError`], never a panic and never another value. An [`Image`] keeps its nodes in
 //! memory until it is written: about 100 bytes for each, names of 20 bytes included.
 //!
 //! # Sources

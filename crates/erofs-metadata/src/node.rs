@@ -20,7 +20,7 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// What an inode is.
+/// The type of an inode, with the properties of that type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind<'a> {
     /// A directory.
@@ -59,8 +59,8 @@ pub enum Kind<'a> {
 pub enum Data<'a> {
     /// Contiguous on the data device, beginning at this byte: a multiple of the block size.
     At(u64),
-    /// In pieces on the data device, ordered by their offset in the file. What no extent covers
-    /// reads as zeros.
+    /// In pieces on the data device, ordered by their offset in the file. Bytes that no
+    /// extent covers read as zeros.
     Extents(&'a [Extent]),
     /// Nowhere: the file reads as zeros.
     Hole,

@@ -114,7 +114,7 @@ fn data_layout(layout: &Layout, node: u32, split: Split) -> DataLayout {
     }
 }
 
-/// Writes what a directory or a symbolic link has in blocks.
+/// Writes the blocks of a directory or a symbolic link.
 fn write_blocks<W: Write>(layout: &Layout, node: u32, out: &mut Output<W>) -> io::Result<()> {
     let inode = layout.inode(node);
     if !matches!(

@@ -175,7 +175,7 @@ impl XattrTable {
     }
 }
 
-/// What follows an inode.
+/// The attributes that follow an inode.
 struct Body<'a> {
     shared: Vec<u32>,
     inline: Vec<&'a Entry>,

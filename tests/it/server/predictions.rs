@@ -13,7 +13,7 @@ use super::{Stage, try_start};
 use crate::convert::predictions::{fake, script};
 use crate::support::eventually::eventually_async;
 
-/// A predictor that counts its starts in a file of the folder, and dies of whatever it is told.
+/// A predictor that counts its starts in a file of the folder, and is killed by its first request.
 fn deadly(folder: &Path) -> Predictor {
     let ready = r#"printf '\000\000\000\036{"ready":{"is_filtered":true}}'"#;
     let body = format!(

@@ -1,4 +1,4 @@
-//! Odd input: an error, never a panic, and what is written is always sound.
+//! Odd input: an error, never a panic, and each written image is sound.
 
 use std::io::{self, Write};
 
@@ -11,7 +11,7 @@ fn image() -> Image {
 }
 
 #[test]
-fn what_cannot_be_expressed_is_refused() {
+fn trees_that_erofs_cannot_express_are_rejected() {
     for size in [0, 1, 256, 513, 4095, 8192, u32::MAX] {
         assert!(matches!(
             Image::builder().block_size(size).build(),
@@ -261,7 +261,7 @@ fn make(image: &mut Image, nodes: &[NodeId], call: &Call) -> Result<Option<NodeI
     }
 }
 
-/// Counts what is written: files of many pieces have images of many megabytes.
+/// Counts the bytes written: files of many pieces have images of many megabytes.
 struct Counter(u64);
 
 impl Write for Counter {

@@ -35,7 +35,7 @@ fn files_around_the_end_of_a_block() {
             )
             .unwrap();
         data.extend(content(size, usize::try_from(size).unwrap()));
-        // What follows a file in its last block is not the file's.
+        // The bytes behind a file in its last block are not the file's.
         data.resize(data.len().next_multiple_of(4096), 0xee);
     }
     let mounted = mount(image, &data);

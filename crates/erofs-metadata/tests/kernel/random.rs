@@ -31,7 +31,7 @@ fn random_trees_are_what_tar_unpacks() {
 }
 
 /// The names are short, so that trees have the same: whiteouts, opaque directories and files hide
-/// what is below.
+/// entries of the layers below.
 #[test]
 fn random_overlays_are_those_of_unpacked_trees() {
     if !available() {

@@ -7,7 +7,7 @@ use tar::{EntryType, Header};
 
 const BLOCK: usize = 4096;
 
-/// A path and what is there. Parents come before their children.
+/// A path and the file at it. Parents come before their children.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     pub(crate) path: Vec<u8>,
