@@ -1,5 +1,6 @@
 //! The agent's gRPC service in this process, called as containerd calls it.
 
+mod burst;
 mod cri_proxy;
 mod erofs;
 mod fetching;
@@ -9,6 +10,7 @@ mod model;
 mod mount;
 mod peaks;
 mod profiles;
+mod pull;
 mod reads;
 mod socket;
 mod wire;
