@@ -5,6 +5,7 @@ mod configuration;
 mod deploy;
 mod limits;
 mod metrics;
+mod monitoring;
 mod peaks;
 mod promises;
 mod sources;
