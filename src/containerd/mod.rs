@@ -12,7 +12,10 @@ pub(crate) mod image;
 pub(crate) mod labels;
 pub(crate) mod lease;
 mod media_type;
+pub(crate) mod plugins;
+pub(crate) mod program;
 pub(crate) mod session;
 pub(crate) mod unpack;
+pub(crate) mod version;
 
 pub use api::{runtime, services, types};

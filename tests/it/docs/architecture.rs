@@ -53,6 +53,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("doctor", &["agent", "containerd"]),
+    ("install", &["agent", "containerd", "doctor"]),
     (
         "inspect",
         &["convert", "layers", "transport", "registry", "oci"],
