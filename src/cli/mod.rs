@@ -17,6 +17,7 @@ mod output;
 mod predict;
 mod profiles;
 mod progress;
+mod reference;
 mod registry_args;
 #[cfg(feature = "agent")]
 mod rpull;
@@ -83,6 +84,8 @@ enum Command {
     #[cfg(feature = "predict")]
     #[command(hide = true)]
     Predict(predict::Args),
+    #[command(hide = true)]
+    Reference(reference::Args),
 }
 
 impl Global {
@@ -138,6 +141,7 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Config(args) => config::run(args, global),
         #[cfg(feature = "predict")]
         Command::Predict(args) => predict::run(args),
+        Command::Reference(args) => reference::run(args),
     }
 }
 

@@ -8,4 +8,5 @@ mod metrics;
 mod monitoring;
 mod peaks;
 mod promises;
+mod release;
 mod sources;
