@@ -1,6 +1,7 @@
 //! The documentation is true: architecture, promises, limits, deploy files and generated references.
 
 mod architecture;
+mod charts;
 mod configuration;
 mod deploy;
 mod limits;
