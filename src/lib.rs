@@ -47,6 +47,8 @@ pub mod flight;
 #[cfg(test)]
 mod fuzzing;
 mod inspect;
+#[cfg(feature = "agent")]
+mod install;
 pub mod layers;
 #[cfg(feature = "serve")]
 pub mod learn;

@@ -16,6 +16,7 @@ mod output;
 mod predict;
 mod profiles;
 mod progress;
+mod reference;
 mod registry_args;
 #[cfg(feature = "agent")]
 mod rpull;
@@ -82,6 +83,8 @@ enum Command {
     #[cfg(feature = "predict")]
     #[command(hide = true)]
     Predict(predict::Args),
+    #[command(hide = true)]
+    Reference(reference::Args),
 }
 
 impl Global {
@@ -137,6 +140,7 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Config(args) => config::run(args, global),
         #[cfg(feature = "predict")]
         Command::Predict(args) => predict::run(args),
+        Command::Reference(args) => reference::run(args),
     }
 }
 

@@ -12,8 +12,11 @@ mod image;
 pub(crate) mod labels;
 pub(crate) mod lease;
 mod media_type;
+pub(crate) mod plugins;
+pub(crate) mod program;
 pub(crate) mod pull;
 pub(crate) mod session;
 pub(crate) mod unpack;
+pub(crate) mod version;
 
 pub use api::{runtime, services, types};

@@ -9,18 +9,14 @@ use std::path::Path;
 use toml::{Table, Value};
 
 use super::check::Check;
-use super::version::Version;
+use crate::containerd::plugins::{CRI_1, CRI_2, TRANSFER as TRANSFER_PLUGIN, architecture};
+use crate::containerd::version::Version;
 
 const PLUGIN: &str = "snapshotter plugin";
 const IMAGE_FS: &str = "image file system";
 const CRI: &str = "CRI";
 const TRANSFER: &str = "transfer service";
 const PAUSE: &str = "pause image";
-
-/// The tables of containerd's plugins: CRI of 1.x, CRI of 2.x, the transfer service.
-const CRI_1: &str = "io.containerd.grpc.v1.cri";
-const CRI_2: &str = "io.containerd.cri.v1.images";
-const TRANSFER_PLUGIN: &str = "io.containerd.transfer.v1.local";
 
 /// The facts about containerd and the agent besides the effective configuration.
 #[derive(Debug)]
@@ -368,15 +364,6 @@ impl Facts<'_> {
         } else {
             format!("{plugin}[plugins.{CRI_1:?}.containerd]\n{pods}")
         }
-    }
-}
-
-/// Returns this machine's architecture by its name in OCI.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
     }
 }
 

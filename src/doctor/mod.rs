@@ -4,18 +4,14 @@
 mod check;
 mod configuration;
 mod pause;
-mod version;
 
 use std::fs;
-use std::io;
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use tokio::process::Command;
 use toml::Table;
 
 use crate::agent::api::ApiError;
@@ -24,18 +20,15 @@ use crate::agent::erofs::{Driver, DriverReport};
 use crate::agent::report::Report;
 use crate::agent::request_timeout::{self, ReadLimits};
 use crate::agent::{self, api};
+use crate::containerd::program::Program;
+use crate::containerd::version::Version;
 pub(crate) use check::{Check, State, text};
-use configuration::Facts;
-use version::Version;
+pub(crate) use configuration::{Facts, judge};
 
 /// The first kernel whose FUSE resends the requests that a dead agent left unanswered.
 const WANTED_KERNEL: (u32, u32) = (6, 9);
 /// The first kernel whose overlayfs takes as many lower layers as images have, without workarounds.
 const NEEDED_KERNEL: (u32, u32) = (5, 4);
-/// Time limit of one run of the program `containerd`.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// Most characters of a failed command's error output, so that it fits on a few lines.
-const MAX_ERROR_CHARS: usize = 400;
 
 /// Checks this node: the machine, the agent, and containerd's configuration file and socket.
 pub(crate) async fn examine(
@@ -172,7 +165,8 @@ fn listening(what: &'static str, socket: &Path, mend: &str) -> Check {
 /// Checks containerd's configuration: the file, then the effective configuration.
 async fn containerd(config: &agent::Config, path: &Path, address: &Path) -> Vec<Check> {
     const WHAT: &str = "containerd's configuration";
-    let version = version().await;
+    let program = Program::new("containerd");
+    let version = program.version().await;
     let root = std::path::absolute(&config.root).unwrap_or_else(|_| config.root.clone());
     let empty = Table::new();
     let mut facts = Facts {
@@ -204,7 +198,7 @@ async fn containerd(config: &agent::Config, path: &Path, address: &Path) -> Vec<
         }
     };
     facts.file = &file;
-    let (first, dump) = match dump(path).await {
+    let (first, dump) = match program.dump(path).await {
         Ok(dump) => (
             Check::good(
                 WHAT,
@@ -246,41 +240,6 @@ fn named(version: Option<Version>) -> String {
         || "of an unknown version".to_owned(),
         |version| version.to_string(),
     )
-}
-
-async fn version() -> Option<Version> {
-    let mut containerd = Command::new("containerd");
-    let output = answer(containerd.arg("--version")).await.ok()?;
-    Version::of_output(&output)
-}
-
-/// Returns the effective configuration: the file with its imports and defaults, after migration.
-async fn dump(file: &Path) -> io::Result<Table> {
-    let mut containerd = Command::new("containerd");
-    let dump = answer(
-        containerd
-            .arg("--config")
-            .arg(file)
-            .args(["config", "dump"]),
-    )
-    .await?;
-    dump.parse().map_err(io::Error::other)
-}
-
-/// Runs a command, and returns its standard output.
-async fn answer(command: &mut Command) -> io::Result<String> {
-    let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = tokio::time::timeout(ANSWER_LIMIT, output)
-        .await
-        .map_err(io::Error::from)??;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let errors = String::from_utf8_lossy(&output.stderr)
-        .chars()
-        .take(MAX_ERROR_CHARS)
-        .collect::<String>();
-    Err(io::Error::other(errors.trim().to_owned()))
 }
 
 /// Checks the kernel's own limit on reads that wait for a registry.

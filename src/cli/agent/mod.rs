@@ -2,6 +2,7 @@
 //! agent or clean up after it.
 
 mod doctor;
+mod install;
 mod status;
 
 use std::path::PathBuf;
@@ -51,6 +52,11 @@ enum Command {
     /// Check the kernel, containerd's configuration and the sockets, and print the repair of each
     /// fault
     Doctor(doctor::Args),
+    /// Make the agent the snapshotter of this node's containerd: configuration, systemd unit, and
+    /// a restart if something changed
+    Install(install::Args),
+    /// Undo the installation
+    Uninstall(install::UninstallArgs),
     /// Unmount the layers that a stopped agent left mounted
     Unmount(UnmountArgs),
     /// Keep the mount while the agent restarts; started by the agent
@@ -94,6 +100,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
         None => serve(args, global),
         Some(Command::Status(args)) => runtime()?.block_on(status::run(args, global)),
         Some(Command::Doctor(args)) => runtime()?.block_on(doctor::run(args, global)),
+        Some(Command::Install(args)) => runtime()?.block_on(install::install(args, global)),
+        Some(Command::Uninstall(args)) => runtime()?.block_on(install::uninstall(args, global)),
         Some(Command::Unmount(args)) => {
             let loaded = global.load(args.place.layers())?;
             let outcome = runtime()?.block_on(run::unmount(&loaded.config.agent));

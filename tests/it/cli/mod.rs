@@ -3,6 +3,7 @@
 mod config;
 mod image;
 mod layer;
+mod reference;
 mod warm;
 
 use std::path::{Path, PathBuf};

@@ -5,6 +5,7 @@ mod containers;
 mod cri;
 mod crictl;
 mod fake_registry;
+mod install;
 mod optimize;
 mod predictions;
 mod profiles;

@@ -76,6 +76,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("api_client", &[]),
     ("doctor", &["agent", "containerd"]),
+    ("install", &["agent", "containerd", "doctor"]),
     ("inspect", &["layers", "transport", "profile", "oci"]),
     ("tocs", &["layers", "store", "oci"]),
     ("containerd", &["transport", "oci"]),

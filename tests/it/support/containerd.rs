@@ -133,9 +133,20 @@ impl<'a> Containerd<'a> {
         Self::configured(place, &configuration.with(more))
     }
 
+    /// Returns the configuration of a node with pods, without any agent. Their sandboxes use the
+    /// image `sandbox`.
+    pub(crate) fn without_agent(place: &Place, sandbox: &str) -> String {
+        Configuration::new(place).with_sandbox(sandbox).text()
+    }
+
     fn configured(place: &'a Place, configuration: &Configuration<'_>) -> Self {
-        let socket = place.path().join("ctd.sock");
         let file = place.write("containerd.toml", configuration.text());
+        Self::start_from(place, &file)
+    }
+
+    /// Starts containerd with a configuration file.
+    pub(crate) fn start_from(place: &'a Place, file: &Path) -> Self {
+        let socket = place.path().join("ctd.sock");
         let mut command = Command::new("containerd");
         command.arg("--config").arg(file);
         let mut version = place.command("ctr");

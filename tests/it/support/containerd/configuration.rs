@@ -55,18 +55,26 @@ impl<'a> Configuration<'a> {
     /// Adds the file in `deploy/`, and a pause image.
     pub(super) fn with_pods(self, agent: &Agent, sandbox: &str, pull: CriPull) -> Self {
         let release = Release::of(self.place);
-        let own = match release {
+        let file = deployed(release, self.place, agent);
+        let configured = self.with(&file).with_sandbox(sandbox);
+        match release {
+            Release::V1_6 => configured,
+            Release::V2_4 => configured.with(&pulling(pull)),
+        }
+    }
+
+    /// Adds a pause image, and the settings by which pods run in a test.
+    pub(super) fn with_sandbox(self, sandbox: &str) -> Self {
+        let own = match Release::of(self.place) {
             Release::V1_6 => format!(
                 "[plugins.{CRI_1:?}]\nsandbox_image = {sandbox:?}\nrestrict_oom_score_adj = true\n"
             ),
             Release::V2_4 => format!(
                 "plugins.{IMAGES:?}.pinned_images.sandbox = {sandbox:?}\n\
-                 plugins.{RUNTIME:?}.restrict_oom_score_adj = true\n{}",
-                pulling(pull)
+                 plugins.{RUNTIME:?}.restrict_oom_score_adj = true\n"
             ),
         };
-        let file = deployed(release, self.place, agent);
-        self.with(&file).with(&own).with("debug.level = \"debug\"")
+        self.with(&own).with("debug.level = \"debug\"")
     }
 
     pub(super) fn text(&self) -> String {

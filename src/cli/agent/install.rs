@@ -1,0 +1,159 @@
+//! `starlift agent install` and `uninstall`: make the agent the snapshotter of this node's
+//! containerd, and undo it.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::Place;
+use crate::cli::{Global, output};
+use crate::failure::Failure;
+use crate::install::{self, Agent, Mirror, Node, Paths, Step};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// Pull through this Starlift server: writes hosts.toml files
+    #[arg(long, value_name = "URL")]
+    server: Option<String>,
+    /// A registry that is pulled through --server (repeatable)
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "server",
+        default_value = "_default"
+    )]
+    registry: Vec<String>,
+    /// The executable that the unit starts [default: this one]
+    #[arg(long, value_name = "FILE")]
+    executable: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct UninstallArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// Uninstall although images or containers need the agent, or although it does not answer
+    #[arg(long)]
+    force: bool,
+}
+
+/// Flags that identify a node.
+#[derive(Debug, clap::Args)]
+struct NodeArgs {
+    #[command(flatten)]
+    place: Place,
+    /// Show the steps, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Write files only; start and restart no service
+    #[arg(long)]
+    no_services: bool,
+    /// containerd's program [default: that of k3s or RKE2, else containerd]
+    #[arg(long, value_name = "FILE")]
+    containerd: Option<PathBuf>,
+    /// containerd's configuration file [default: that of k3s or RKE2, else
+    /// /etc/containerd/config.toml]
+    #[arg(long, value_name = "FILE")]
+    containerd_config: Option<PathBuf>,
+    /// containerd's socket [default: that of k3s and RKE2, else /run/containerd/containerd.sock]
+    #[arg(long, value_name = "SOCKET")]
+    containerd_address: Option<PathBuf>,
+    /// The systemd service that starts containerd [default: that of k3s or RKE2, else containerd]
+    #[arg(long, value_name = "NAME")]
+    containerd_service: Option<String>,
+    /// The folder of hosts.toml files, if containerd names none [default: /etc/containerd/certs.d]
+    #[arg(long, value_name = "DIR")]
+    certs_dir: Option<PathBuf>,
+    /// The folder of systemd's units [default: /etc/systemd/system]
+    #[arg(long, value_name = "DIR")]
+    unit_dir: Option<PathBuf>,
+}
+
+impl NodeArgs {
+    fn node(&self, global: &Global) -> Result<Node, Failure> {
+        let loaded = global.load(self.place.layers())?;
+        let paths = Paths {
+            containerd: self.containerd.clone(),
+            containerd_config: self.containerd_config.clone(),
+            containerd_address: self.containerd_address.clone(),
+            containerd_service: self.containerd_service.clone(),
+            certs_dir: self.certs_dir.clone(),
+            unit_dir: self.unit_dir.clone(),
+        };
+        let has_services = !self.no_services && install::has_systemd();
+        Ok(Node::find(&paths, &loaded.config.agent, has_services))
+    }
+
+    /// Returns the flags of the agent that the unit starts.
+    fn agent_arguments(&self, global: &Global) -> Result<Vec<String>, Failure> {
+        let flags = [
+            ("--address", &self.place.address),
+            ("--root", &self.place.root),
+            ("--config", &global.config),
+        ];
+        let mut arguments = Vec::new();
+        for (flag, path) in flags {
+            let Some(path) = path else { continue };
+            let path = std::path::absolute(path);
+            let path = path.map_err(Failure::when(format!("{flag} has no path")))?;
+            arguments.extend([flag.to_owned(), path.to_string_lossy().into_owned()]);
+        }
+        Ok(arguments)
+    }
+}
+
+pub(super) async fn install(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
+    let node = args.node.node(global)?;
+    let executable = match &args.executable {
+        Some(path) => path.clone(),
+        None => std::env::current_exe().map_err(Failure::when("own executable is not known"))?,
+    };
+    let agent = Agent {
+        executable,
+        arguments: args.node.agent_arguments(global)?,
+    };
+    let mirror = args.server.as_ref().map(|server| Mirror {
+        server: server.trim_end_matches('/').to_owned(),
+        registries: args.registry.clone(),
+    });
+    let steps = install::install(&node, &agent, mirror.as_ref(), args.node.dry_run).await?;
+    print(&steps, args.node.dry_run)
+}
+
+pub(super) async fn uninstall(args: &UninstallArgs, global: &Global) -> Result<ExitCode, Failure> {
+    let node = args.node.node(global)?;
+    let steps = install::uninstall(&node, args.force, args.node.dry_run).await?;
+    print(&steps, args.node.dry_run)
+}
+
+fn print(steps: &[Step], is_dry_run: bool) -> Result<ExitCode, Failure> {
+    let mut text = String::new();
+    for step in steps {
+        match step {
+            Step::Write {
+                path,
+                removed,
+                added,
+            } => {
+                text += &format!("write   {}\n", path.display());
+                for (sign, lines) in [('-', removed), ('+', added)] {
+                    for line in lines {
+                        text += &format!("      {sign} {line}\n");
+                    }
+                }
+            }
+            Step::Delete(path) => text += &format!("delete  {}\n", path.display()),
+            Step::Run(command) => text += &format!("run     {command}\n"),
+            Step::Note(note) => text += &format!("note    {note}\n"),
+        }
+    }
+    let is_change = |step: &Step| !matches!(step, Step::Note(_));
+    text += match (steps.iter().any(is_change), is_dry_run) {
+        (false, _) => "Nothing to change.\n",
+        (true, true) => "Dry run: nothing was changed.\n",
+        (true, false) => "Done.\n",
+    };
+    output::print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
