@@ -127,7 +127,7 @@ fn containerd_changes(node: &Node, version: Version) -> Result<Vec<Change>, Fail
     let edited: &[_] = if is_generated {
         &templates
     } else {
-        &[file.clone()]
+        std::slice::from_ref(file)
     };
     for path in edited {
         changes.extend(undo(path, node, version)?);
