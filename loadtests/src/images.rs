@@ -25,6 +25,10 @@ const CREATED: &str = "2023-11-14T22:13:20Z";
 const MODIFIED: u64 = 1_700_000_000;
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
+/// The files of each of many layers.
+const LAYER_FILES: usize = 50;
+const LAYER_FILE_BYTES: usize = 40_000;
+
 /// A layer under construction.
 type Archive = tar::Builder<Hashing<GzEncoder<Hashing<BufWriter<File>>>>>;
 
@@ -110,6 +114,23 @@ impl Image {
         })
     }
 
+    /// Makes `count` layers of some files each, as packages are installed one after the other.
+    pub(crate) fn of_layers(count: usize) -> anyhow::Result<Self> {
+        let fill = |layer: usize| {
+            move |archive: &mut Archive| -> anyhow::Result<()> {
+                let mut random = Random::new(layer as u64);
+                (0..LAYER_FILES).try_for_each(|file| {
+                    let path = format!("opt/package-{layer}/file-{file}");
+                    put(archive, &path, &random.bytes(LAYER_FILE_BYTES))
+                })
+            }
+        };
+        Self::kept(MAKE_IMAGE, &format!("layers-{count}"), |dir| {
+            fs::create_dir_all(dir.join("blobs/sha256"))?;
+            write_layout(dir, (0..count).map(fill))
+        })
+    }
+
     /// Returns the same image with one more layer, whose only file has an extended attribute.
     pub(crate) fn with_xattr(&self, name: &str) -> anyhow::Result<Self> {
         Self::kept(MAKE_IMAGE, name, |dir| {
@@ -144,7 +165,7 @@ impl Image {
     ) -> anyhow::Result<Self> {
         Self::kept(MAKE_IMAGE, name, |dir| {
             fs::create_dir_all(dir.join("blobs/sha256"))?;
-            write_layout(dir, fill)
+            write_layout(dir, [fill])
         })
     }
 
@@ -206,11 +227,47 @@ pub(crate) fn layer_bytes(manifest: &Value) -> anyhow::Result<u64> {
         .sum())
 }
 
-fn write_layout(
+fn write_layout<F: FnOnce(&mut Archive) -> anyhow::Result<()>>(
     dir: &Path,
-    fill: impl FnOnce(&mut Archive) -> anyhow::Result<()>,
+    fills: impl IntoIterator<Item = F>,
 ) -> anyhow::Result<()> {
     let blobs = dir.join("blobs/sha256");
+    let (mut diff_ids, mut layers) = (Vec::new(), Vec::new());
+    for fill in fills {
+        let (diff_id, digest, size) = write_layer(&blobs, fill)?;
+        diff_ids.push(format!("sha256:{diff_id}"));
+        layers.push(json!({
+            "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": format!("sha256:{digest}"), "size": size,
+        }));
+    }
+    let put = |value: &Value| -> anyhow::Result<(String, usize)> {
+        let text = value.to_string();
+        let digest = hex::encode(Sha256::digest(&text));
+        fs::write(blobs.join(&digest), &text)?;
+        Ok((format!("sha256:{digest}"), text.len()))
+    };
+    let (config, config_size) = put(&json!({
+        "created": CREATED, "architecture": "amd64", "os": "linux",
+        "config": {}, "rootfs": { "type": "layers", "diff_ids": diff_ids },
+    }))?;
+    let (manifest, manifest_size) = put(&json!({
+        "schemaVersion": 2, "mediaType": MANIFEST_TYPE,
+        "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": config, "size": config_size },
+        "layers": layers,
+    }))?;
+    let index = json!({ "schemaVersion": 2, "manifests": [{
+        "mediaType": MANIFEST_TYPE, "digest": manifest, "size": manifest_size,
+        "annotations": { "org.opencontainers.image.ref.name": "1" } }] });
+    fs::write(dir.join("index.json"), index.to_string())?;
+    fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    Ok(())
+}
+
+/// Writes a layer, and returns the digests of its tar and of its blob, and the blob's size.
+fn write_layer(
+    blobs: &Path,
+    fill: impl FnOnce(&mut Archive) -> anyhow::Result<()>,
+) -> anyhow::Result<(String, String, u64)> {
     let layer = blobs.join("layer");
     let compressed = GzEncoder::new(
         Hashing::new(BufWriter::new(File::create(&layer)?)),
@@ -223,28 +280,7 @@ fn write_layout(
     let (digest, size) = (compressed.hex(), compressed.size);
     compressed.inner.into_inner()?;
     fs::rename(layer, blobs.join(&digest))?;
-
-    let put = |value: &Value| -> anyhow::Result<(String, usize)> {
-        let text = value.to_string();
-        let digest = hex::encode(Sha256::digest(&text));
-        fs::write(blobs.join(&digest), &text)?;
-        Ok((format!("sha256:{digest}"), text.len()))
-    };
-    let (config, config_size) = put(&json!({
-        "created": CREATED, "architecture": "amd64", "os": "linux",
-        "config": {}, "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{diff_id}")] },
-    }))?;
-    let (manifest, manifest_size) = put(&json!({
-        "schemaVersion": 2, "mediaType": MANIFEST_TYPE,
-        "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": config, "size": config_size },
-        "layers": [{ "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": format!("sha256:{digest}"), "size": size }],
-    }))?;
-    let index = json!({ "schemaVersion": 2, "manifests": [{
-        "mediaType": MANIFEST_TYPE, "digest": manifest, "size": manifest_size,
-        "annotations": { "org.opencontainers.image.ref.name": "1" } }] });
-    fs::write(dir.join("index.json"), index.to_string())?;
-    fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
-    Ok(())
+    Ok((diff_id, digest, size))
 }
 
 fn put(archive: &mut Archive, path: &str, content: &[u8]) -> anyhow::Result<()> {

@@ -20,6 +20,8 @@ const REFERENCE: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../tests/it/fixtures/stargz-grpc"
 );
+/// The type of EROFS in statfs(2).
+const EROFS_MAGIC: &str = "e0f5e1e2";
 /// The name of containerd's own snapshotter, which unpacks layers.
 pub(crate) const UNPACKED: &str = "overlayfs";
 
@@ -239,7 +241,9 @@ impl Node {
             "stat -f -c %T {}",
             lower.with_context(|| format!("no overlay: {command}"))?
         ))?;
-        let is_lazy = kind.starts_with("fuse");
+        // Older versions of stat(1) do not know the name of EROFS.
+        let is_lazy = ["fuse", "erofs"].iter().any(|name| kind.starts_with(name))
+            || kind.contains(EROFS_MAGIC);
         ensure!(
             is_lazy == (snapshotter != UNPACKED),
             "{snapshotter} has {image} on {kind}"

@@ -1,7 +1,7 @@
 //! Mounts layers lazily, each as a directory of the agent's file system.
 //!
 //! ```text
-//! mount:  open (registry) ▶ numbers ▶ record on disk ▶ visible ▶ prefetch
+//! mount:  open (registry) ▶ numbers ▶ record on disk ▶ visible ▶ pull over ▶ prefetch
 //! start:  records ▶ visible; each layer is read from disk at its first use, or soon after
 //! ```
 
@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use tokio::task::spawn_blocking;
@@ -22,18 +22,19 @@ use super::layer::Layer;
 use super::layer_mount::LayerMount;
 use super::mount::{Mount, Mounts};
 use super::notify::Notifier;
+use super::opening::Openings;
 use super::prefetch::Prefetch;
 use super::profiles::{ImageLayers, PrefetchGate, ProfileSource, Profiles, Trigger};
+use super::pulls::{Pull, Pulls};
 use super::recorder::Recorder;
 use super::records::{Record, Records, data_name};
 pub use super::remote::NotLazy;
 use super::remote::{self, Opened, Tail, TocDigest};
 use super::report::{LayerReport, Refusals, Report};
-use super::snapshots::Usage;
+use super::snapshots::{StoredLayer, Usage};
 use super::spec::LayerSpec;
-use super::toc_memory::TocMemory;
+use super::toc_memory::{SectionWeight, TocMemory};
 use super::tree::{FileId, Tree};
-use super::unreachable::Unreachable;
 use crate::budget::Weight;
 use crate::oci::Digest;
 use crate::telemetry::log::chain;
@@ -74,7 +75,8 @@ pub struct Layers {
     notifiers: RwLock<BTreeMap<LayerMount, Arc<Notifier>>>,
     refusals: Refusals,
     toc_memory: TocMemory,
-    unreachable: Unreachable,
+    openings: Openings,
+    pulls: Pulls,
 }
 
 impl Layers {
@@ -93,7 +95,7 @@ impl Layers {
             match record {
                 Ok(record) => mounts.insert(Arc::new(Mount::new(record, None))),
                 Err(error) => {
-                    tracing::error!(number, %error, "a layer's record is damaged; its files cannot be read")
+                    tracing::warn!(number, %error, "layer record damaged; its files cannot be read unless it is restored")
                 }
             }
         }
@@ -106,8 +108,16 @@ impl Layers {
             memory: config.memory.as_u64() - config.fetch_memory(),
         };
         let store = Arc::new(DataStore::open(&config.root.join("cache"), limits)?);
+        let fetcher = Fetcher::new(store, config.max_request.as_u64(), config.fetch_memory());
+        let toc_memory = TocMemory::default();
+        let openings = Openings::new(
+            upstreams.clone(),
+            fetcher.clone(),
+            toc_memory.clone(),
+            config.mount_timeout,
+        );
         Ok(Self {
-            fetcher: Fetcher::new(store, config.max_request.as_u64(), config.fetch_memory()),
+            fetcher,
             prefetch: Arc::new(Prefetch::new(config)),
             profiles: Profiles::new(config),
             recorder: Arc::default(),
@@ -123,8 +133,9 @@ impl Layers {
             driver: OnceLock::new(),
             notifiers: RwLock::default(),
             refusals: Refusals::default(),
-            toc_memory: TocMemory::default(),
-            unreachable: Unreachable::default(),
+            toc_memory,
+            openings,
+            pulls: Pulls::default(),
         })
     }
 
@@ -256,6 +267,9 @@ impl Layers {
         if let Err(reason) = &outcome {
             self.refusals.note(spec, reason);
         }
+        if spec.layers_above.is_empty() {
+            self.pulls.end(&spec.reference);
+        }
         outcome
     }
 
@@ -270,12 +284,14 @@ impl Layers {
         if !self.config.policy(&spec.reference).lazy {
             return Err(NotLazy::Excluded);
         }
-        let found = self.find_in_time(spec).await?;
+        let found = self.openings.in_time(&spec.reference, self.find(spec));
+        let found = found.await?;
         let own = Arc::clone(self);
         let reference = spec.reference.clone();
         let mount = spawn_blocking(move || own.add(reference, found)).await;
         let mount = mount.map_err(|error| NotLazy::Internal(error.to_string()))??;
-        self.fill(&mount, image.map(|image| image.with(mount.record.number)));
+        let image = image.map(|image| image.with(mount.record.number));
+        self.fill(&mount, image, self.pull(spec));
         let Record {
             number,
             digest,
@@ -286,26 +302,13 @@ impl Layers {
         Ok(*number)
     }
 
-    /// Finds the layer, unless its registry has just made another layer time out.
-    async fn find_in_time(&self, spec: &LayerSpec) -> Result<OpenedLayer, NotLazy> {
-        let (_, source) = remote::find(&self.upstreams, &spec.reference)?;
-        let (host, begun) = (source.name(), Instant::now());
-        let limit = self
-            .unreachable
-            .allowance(host, self.config.mount_timeout, begun);
-        let limit = limit.ok_or_else(|| NotLazy::Unreachable(host.to_owned()))?;
-        let found = tokio::time::timeout(limit, self.find(spec))
-            .await
-            .map_err(|_elapsed| NotLazy::Slow(limit));
-        let found = found.and_then(|found| found);
-        match &found {
-            Err(NotLazy::Slow(_)) => self.unreachable.failed(host, begun, Instant::now()),
-            Err(NotLazy::Upstream(error)) if error.is_transient() => {
-                self.unreachable.failed(host, begun, Instant::now());
-            }
-            _ => self.unreachable.answered(host),
+    /// Returns the pull that a layer is part of.
+    fn pull(&self, spec: &LayerSpec) -> Pull {
+        if spec.layers_above.is_empty() {
+            Pull::OVER
+        } else {
+            self.pulls.join(&spec.reference)
         }
-        found
     }
 
     /// Returns the layer from another mount of the same layer if there is one, else from the
@@ -334,7 +337,8 @@ impl Layers {
                 _weight: None,
             });
         }
-        let opened = remote::open(&self.upstreams, spec, &self.toc_memory).await?;
+        let is_new = |digest: &Digest| !self.is_mounted(digest);
+        let opened = self.openings.open(spec, is_new).await?;
         let Opened {
             toc,
             toc_digest,
@@ -361,6 +365,12 @@ impl Layers {
             tail: Some(tail),
             _weight: Some(weight),
         })
+    }
+
+    /// Whether a layer is mounted from this blob.
+    fn is_mounted(&self, digest: &Digest) -> bool {
+        let mounts = self.mounts.read();
+        mounts.all().any(|mount| mount.record.digest == *digest)
     }
 
     /// Returns the loaded layer of another mount of the same layer.
@@ -463,8 +473,9 @@ impl Layers {
         self.records.tail(&other)
     }
 
-    /// Starts to prefetch the layer.
-    fn fill(self: &Arc<Self>, mount: &Arc<Mount>, image: Option<ImageLayers>) {
+    /// Starts to prefetch the layer once its image's `pull` is over. The profile is requested
+    /// before.
+    fn fill(self: &Arc<Self>, mount: &Arc<Mount>, image: Option<ImageLayers>, pull: Pull) {
         let Some(Ok(layer)) = mount.loaded() else {
             return;
         };
@@ -472,6 +483,10 @@ impl Layers {
         let (own, layer, gone) = (Arc::clone(self), Arc::clone(layer), mount.gone.clone());
         let number = mount.record.number;
         tokio::spawn(async move {
+            if let Some(image) = &image {
+                own.request_profile(image).await;
+            }
+            pull.over().await;
             let gate = match &image {
                 Some(image) => own.prefetch_profile(image, Trigger::Mount).await,
                 None => None,
@@ -483,6 +498,11 @@ impl Layers {
         });
     }
 
+    /// Requests the profile of `image`, unless that was done. Prefetches nothing.
+    async fn request_profile(self: &Arc<Self>, image: &ImageLayers) {
+        self.announce(image, Trigger::Mount, |_layers| &[]).await;
+    }
+
     /// Prefetches the files that the profile of `image` names, in those of its layers that are
     /// mounted. Does nothing unless the topmost of them comes from a Starlift server or `referrers`
     /// is on.
@@ -490,6 +510,16 @@ impl Layers {
         self: &Arc<Self>,
         image: &ImageLayers,
         trigger: Trigger,
+    ) -> Option<PrefetchGate> {
+        self.announce(image, trigger, |layers| layers).await
+    }
+
+    /// Announces those of the mounted layers of `image` that `choose` returns.
+    async fn announce(
+        self: &Arc<Self>,
+        image: &ImageLayers,
+        trigger: Trigger,
+        choose: impl FnOnce(&[MountedLayer]) -> &[MountedLayer],
     ) -> Option<PrefetchGate> {
         if !self.profiles.are_used() {
             return None;
@@ -513,8 +543,9 @@ impl Layers {
             None => return None,
         };
         let workload = self.config.policy(reference).workload;
+        let named = (reference, workload);
         self.profiles
-            .announce(image, (reference, workload), &layers, source, trigger)
+            .announce(image, named, choose(&layers), source, trigger)
     }
 
     /// Returns the profile source for an image in a registry that is not a Starlift server: the
@@ -645,7 +676,7 @@ impl Layers {
                 let (own, loading) = (Arc::clone(self), Arc::clone(&mount));
                 let loaded = spawn_blocking(move || own.layer(&loading).is_ok()).await;
                 if matches!(loaded, Ok(true)) {
-                    self.fill(&mount, None);
+                    self.fill(&mount, None, Pull::OVER);
                 } else {
                     failed.push(mount);
                 }
@@ -656,6 +687,46 @@ impl Layers {
             left = failed;
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LAST_RESUME_PAUSE);
+        }
+    }
+
+    /// Returns the copy of a mounted layer's files that is stored with its snapshot. Blocking.
+    ///
+    /// # Errors
+    /// If the layer is gone, or its files cannot be read.
+    pub fn copy(&self, number: u64) -> io::Result<StoredLayer> {
+        let mount = self.by_number(number).ok_or(io::ErrorKind::NotFound)?;
+        self.records.copy(&mount.record)
+    }
+
+    /// Mounts a layer of a snapshot whose files a power cut has lost or torn. Does nothing if they
+    /// are intact. Returns whether it was mounted. Blocking.
+    pub fn restore(&self, layer: &StoredLayer) -> bool {
+        let _bookkeeping = self.bookkeeping.lock();
+        let (record, is_restored) = match self.records.restore(layer) {
+            Ok(restored) => restored,
+            Err(error) => {
+                tracing::error!(%error, "layer record not restored");
+                return false;
+            }
+        };
+        if is_restored {
+            tracing::warn!(number = record.number, layer = %record.digest, "layer record restored");
+            let mut mounts = self.mounts.write();
+            mounts.insert(Arc::new(Mount::new(record, None)));
+            let count = i64::try_from(mounts.all().len()).unwrap_or(i64::MAX);
+            metrics().agent_mounts.set(count);
+            drop(mounts);
+            self.notify(Notifier::root_changed);
+        }
+        is_restored
+    }
+
+    /// Deletes the files that a crash has left beside the records. Blocking.
+    pub fn delete_leftovers(&self) {
+        let _bookkeeping = self.bookkeeping.lock();
+        if let Err(error) = self.records.delete_leftovers() {
+            tracing::warn!(%error, "leftovers beside the layer records not deleted");
         }
     }
 
@@ -796,13 +867,16 @@ impl Layers {
     }
 }
 
+/// A mounted layer of an image, with its place.
+type MountedLayer = (u32, Arc<Mount>, Arc<Layer>);
+
 /// A layer that is about to be mounted.
 struct OpenedLayer {
     layer: Layer,
     toc_digest: TocDigest,
     /// The end of the blob, if the layer comes from the registry.
     tail: Option<Tail>,
-    _weight: Option<Weight>,
+    _weight: Option<SectionWeight>,
 }
 
 /// Returns the data file of the layer with this digest, TOC digest and size, one for all its mounts.

@@ -4,15 +4,18 @@
 //! labels: digest, TOC digest ─ none? ─▶ TOC digest from the manifest
 //! GET the blob's last bytes ▶ footer ▶ TOC within? ─ no ─▶ GET the rest of it ▶ inflate ▶ verify
 //! ```
+//! The bytes are fetched without the digest. Nothing is read from them before it is known.
+
+use std::collections::HashMap;
 
 use estargz::Toc;
 use estargz::toc::Limits;
 
 use super::fetch::Blob;
 use super::spec::LayerSpec;
-use super::toc_memory::TocMemory;
+use super::toc_memory::{SectionWeight, TocMemory};
 use crate::aside::aside;
-use crate::budget::{Full, Weight};
+use crate::budget::Full;
 use crate::layers::open::{OpenError, Opening};
 pub use crate::layers::open::{Tail, TocDigest};
 use crate::oci::annotations::{OLDER_ZSTD_CHECKSUM, TOC_DIGEST, ZSTD_CHECKSUM};
@@ -39,7 +42,7 @@ pub struct Opened {
     /// Requests that were sent for it.
     pub requests: u64,
     /// The memory that is reserved for `tail`.
-    pub weight: Weight,
+    pub weight: SectionWeight,
 }
 
 /// The reason why a layer is not mounted lazily. Its snapshot is then unpacked the ordinary way.
@@ -73,6 +76,20 @@ pub enum NotLazy {
     Internal(String),
 }
 
+/// The end of a blob with all of its TOC, as a registry sent it.
+#[derive(Debug)]
+pub struct FetchedTail {
+    blob: Blob,
+    tail: Tail,
+    peer: Option<Peer>,
+    requests: u64,
+    /// The memory that is reserved for `tail`.
+    weight: SectionWeight,
+}
+
+/// The TOC digests that a manifest declares, by layer. A layer that is not lazy has none.
+pub type TocDigests = HashMap<Digest, Option<TocDigest>>;
+
 /// Opens the layer that a client requests.
 ///
 /// # Errors
@@ -82,39 +99,82 @@ pub async fn open(
     spec: &LayerSpec,
     memory: &TocMemory,
 ) -> Result<Opened, NotLazy> {
-    let (name, source) = find(upstreams, &spec.reference)?;
     let (toc_digest, asked) = match &spec.toc_digest {
         Some(digest) => (TocDigest::Json(digest.clone()), 0),
-        None => (from_manifest(&source, &name, spec).await?, 1),
+        None => (declared(&toc_digests(upstreams, spec).await?, spec)?, 1),
     };
-    let (tail, weight, peer, requests) = tail(&source, &name, &spec.digest, memory).await?;
-    let opening = Opening::new(&tail, Limits::default())?;
-    let section = opening.section_in(&tail)?;
-    let parsing = memory.parsing(opening.json_bytes(&section)?).await?;
-    let toc = {
-        let toc_digest = toc_digest.clone();
-        // The reserved memory goes along, because the work does not end when its caller is
-        // cancelled.
-        let read = move || (opening.verified(&section, &toc_digest), parsing).0;
-        tokio::task::spawn_blocking(read)
-            .await
-            .map_err(|error| NotLazy::Internal(error.to_string()))??
-    };
+    let fetched = fetch(upstreams, &spec.reference, &spec.digest, memory).await?;
+    let opened = fetched.verified(toc_digest, memory).await?;
+    Ok(Opened {
+        requests: asked + opened.requests,
+        ..opened
+    })
+}
+
+/// Fetches the end of a layer's blob.
+///
+/// # Errors
+/// If it cannot be fetched or has no footer.
+pub async fn fetch(
+    upstreams: &Upstreams,
+    reference: &str,
+    digest: &Digest,
+    memory: &TocMemory,
+) -> Result<FetchedTail, NotLazy> {
+    let (name, source) = find(upstreams, reference)?;
+    let (tail, weight, peer, requests) = tail(&source, &name, digest, memory).await?;
     let blob = Blob {
         source,
         repository: name.repository,
-        digest: spec.digest.clone(),
+        digest: digest.clone(),
         size: tail.blob_size,
     };
-    Ok(Opened {
-        toc,
-        toc_digest,
+    Ok(FetchedTail {
         blob,
         tail,
         peer,
-        requests: asked + requests,
+        requests,
         weight,
     })
+}
+
+impl FetchedTail {
+    /// Reads the TOC.
+    ///
+    /// # Errors
+    /// If it is damaged or has another digest.
+    pub async fn verified(
+        self,
+        toc_digest: TocDigest,
+        memory: &TocMemory,
+    ) -> Result<Opened, NotLazy> {
+        let opening = Opening::new(&self.tail, Limits::default())?;
+        let section = opening.section_in(&self.tail)?;
+        let parsing = memory.parsing(opening.json_bytes(&section)?).await?;
+        let expected = toc_digest.clone();
+        // The reserved memory goes along, because the work does not end when its caller is
+        // cancelled.
+        let read = move || (opening.verified(&section, &expected), parsing).0;
+        let toc = tokio::task::spawn_blocking(read)
+            .await
+            .map_err(|error| NotLazy::Internal(error.to_string()))??;
+        let Self {
+            blob,
+            tail,
+            peer,
+            requests,
+            weight,
+        } = self;
+        Ok(Opened {
+            toc,
+            toc_digest,
+            blob,
+            tail,
+            peer,
+            requests,
+            weight,
+        })
+    }
 }
 
 /// Returns the name of an image and the registry that has it.
@@ -134,43 +194,47 @@ pub fn read(tail: &Tail, toc_digest: &TocDigest) -> Result<Toc, NotLazy> {
     Ok(opening.verified(&section, toc_digest)?)
 }
 
-async fn from_manifest(
-    source: &Source,
-    name: &ImageName,
-    spec: &LayerSpec,
-) -> Result<TocDigest, NotLazy> {
+/// Returns the TOC digests of all layers of the image, from its manifest.
+///
+/// # Errors
+/// If the manifest cannot be fetched, or the labels do not say which manifest it is.
+pub async fn toc_digests(upstreams: &Upstreams, spec: &LayerSpec) -> Result<TocDigests, NotLazy> {
+    let (name, source) = find(upstreams, &spec.reference)?;
     let by_digest = spec.manifest_digest.clone().map(Reference::Digest);
     let Some(reference) = by_digest.or_else(|| name.reference()) else {
         return Err(NotLazy::NoTocDigest);
     };
     let manifest = source.manifest(&name.repository, &reference).await?;
-    let wanted = spec.digest.clone();
-    let found = aside(manifest.bytes.len(), move || layer(&manifest, &wanted)).await;
+    let found = aside(manifest.bytes.len(), move || layers(&manifest)).await;
     // An index has no layers. The client would have named the manifest that it chose from it.
-    let layer = found.map_err(|_no_manifest| NotLazy::NoTocDigest)?;
-    let layer = layer.ok_or_else(|| NotLazy::NotInManifest(name.to_string()))?;
-    let digest = |key: &str| layer.annotations.get(key)?.as_str()?.parse::<Digest>().ok();
-    let section = || {
-        ZSTD_CHECKSUMS
-            .iter()
-            .find_map(|key| digest(key))
-            .map(TocDigest::Section)
-    };
-    digest(TOC_DIGEST)
-        .map(TocDigest::Json)
-        .or_else(section)
-        .ok_or(NotLazy::NoTocDigest)
+    found.map_err(|_no_manifest| NotLazy::NoTocDigest)
 }
 
-/// Returns the layer's descriptor in the manifest of its image.
-fn layer(manifest: &Manifest, wanted: &Digest) -> Result<Option<Descriptor>, serde_json::Error> {
-    let mut found = None;
+/// Returns the TOC digest that the manifest declares for the layer.
+///
+/// # Errors
+/// If the manifest does not have the layer, or no TOC digest for it.
+pub fn declared(digests: &TocDigests, spec: &LayerSpec) -> Result<TocDigest, NotLazy> {
+    let layer = digests.get(&spec.digest);
+    let layer = layer.ok_or_else(|| NotLazy::NotInManifest(spec.reference.clone()))?;
+    layer.clone().ok_or(NotLazy::NoTocDigest)
+}
+
+fn layers(manifest: &Manifest) -> Result<TocDigests, serde_json::Error> {
+    let mut found = TocDigests::new();
     stream::for_each_descriptor(&manifest.bytes, "layers", |layer| {
-        if layer.digest == *wanted {
-            found.get_or_insert(layer);
-        }
+        let toc_digest = toc_digest(&layer);
+        found.entry(layer.digest).or_insert(toc_digest);
     })?;
     Ok(found)
+}
+
+fn toc_digest(layer: &Descriptor) -> Option<TocDigest> {
+    let digest = |key: &str| layer.annotations.get(key)?.as_str()?.parse::<Digest>().ok();
+    let section = || ZSTD_CHECKSUMS.iter().find_map(|key| digest(key));
+    digest(TOC_DIGEST)
+        .map(TocDigest::Json)
+        .or_else(|| section().map(TocDigest::Section))
 }
 
 /// Returns the end of a blob with all of its TOC, the memory reserved for it, the Starlift server
@@ -180,8 +244,8 @@ async fn tail(
     name: &ImageName,
     digest: &Digest,
     memory: &TocMemory,
-) -> Result<(Tail, Weight, Option<Peer>, u64), NotLazy> {
-    let weight = memory.section(TAIL).await?;
+) -> Result<(Tail, SectionWeight, Option<Peer>, u64), NotLazy> {
+    let mut weight = memory.section(TAIL).await?;
     let body = source.blob_tail(&name.repository, digest, TAIL).await?;
     let (blob_size, start, peer) = (body.blob_size, body.range.start, body.peer.clone());
     let tail = Tail {
@@ -191,6 +255,7 @@ async fn tail(
     };
     let (_, toc) = Opening::new(&tail, Limits::default())?.section((), None)?;
     if toc.start >= start {
+        weight.shrink_to(tail.bytes.len() as u64);
         return Ok((tail, weight, peer, 1));
     }
     // Released first: no caller waits for more memory while it holds some.

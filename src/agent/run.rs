@@ -112,6 +112,7 @@ pub async fn run(
         .await?
         .map_err(RunError::Snapshots)?;
     let snapshots = Arc::new(snapshots);
+    restore_layers(&layers, &snapshots).await?;
     tidy_up(&layers, &snapshots).await?;
     layers.delete_unmounted_data().await;
 
@@ -200,6 +201,22 @@ fn open_snapshots(root: &Path) -> Result<Snapshots, snapshots::Error> {
     }
 }
 
+/// Mounts the layers of snapshots again whose records a power cut has lost or torn.
+async fn restore_layers(layers: &Arc<Layers>, snapshots: &Arc<Snapshots>) -> Result<(), RunError> {
+    let (layers, snapshots) = (Arc::clone(layers), Arc::clone(snapshots));
+    let restored = blocking(move || {
+        let mut is_any_restored = false;
+        let outcome = snapshots.for_each_layer(|layer| {
+            is_any_restored |= layers.restore(&layer);
+        });
+        if is_any_restored {
+            layers.restore_erofs();
+        }
+        outcome
+    });
+    restored.await?.map_err(RunError::Snapshots)
+}
+
 /// Removes the leftovers of a crash: layers without a snapshot, directories without a record.
 async fn tidy_up(layers: &Arc<Layers>, snapshots: &Arc<Snapshots>) -> Result<(), RunError> {
     let own = Arc::clone(snapshots);
@@ -212,6 +229,8 @@ async fn tidy_up(layers: &Arc<Layers>, snapshots: &Arc<Snapshots>) -> Result<(),
             tracing::warn!("snapshot record damaged; layers without a snapshot are kept")
         }
     }
+    let own = Arc::clone(layers);
+    blocking(move || own.delete_leftovers()).await?;
     let own = Arc::clone(snapshots);
     if let Err(error) = blocking(move || own.cleanup()).await? {
         tracing::warn!(%error, "orphans not deleted");

@@ -124,17 +124,18 @@ impl Snapshotter {
             mut labels,
         } = snapshot.clone();
         labels.insert(REMOTE_LABEL.0.to_owned(), REMOTE_LABEL.1.to_owned());
-        let commit = move |snapshots: &Snapshots| match snapshots.commit_lazy(
-            &key,
-            &name,
-            parent.as_deref(),
-            labels,
-            layer,
-        ) {
-            Ok(()) => Ok(true),
-            // Another Prepare for the same target was faster.
-            Err(Error::AlreadyExists(taken)) if taken == name => Ok(false),
-            Err(error) => Err(error),
+        let layers = Arc::clone(&self.layers);
+        let commit = move |snapshots: &Snapshots| {
+            let stored = layers
+                .copy(layer.number)
+                .map_err(|error| Status::internal(format!("layer record not read: {error}")))?;
+            let parent = parent.as_deref();
+            match snapshots.commit_lazy(&key, &name, parent, labels, layer, &stored) {
+                Ok(()) => Ok(true),
+                // Another Prepare for the same target was faster.
+                Err(Error::AlreadyExists(taken)) if taken == name => Ok(false),
+                Err(error) => Err(Status::from(error)),
+            }
         };
         let committed = self.blocking(commit).await;
         if !matches!(committed, Ok(true)) {

@@ -39,6 +39,8 @@ pub struct LayerSpec {
     pub manifest_digest: Option<Digest>,
     /// This layer and all above it. Empty if the label does not hold them all.
     pub image_layers: Vec<Digest>,
+    /// The layers above this one, as far as the label holds them. Empty also if there is no label.
+    pub layers_above: Vec<Digest>,
     /// All labels, because some of them are set by only some clients.
     pub labels: Labels,
 }
@@ -62,19 +64,22 @@ impl LayerSpec {
             labels.contains_key(dialect.reference) && labels.contains_key(dialect.digest)
         };
         let dialect = DIALECTS.iter().find(is_complete).ok_or(SpecError::Absent)?;
+        let own = digest(labels, dialect.digest)?.ok_or(SpecError::Absent)?;
+        let listed = dialect.listed(labels);
         Ok(Self {
             reference: labels
                 .get(dialect.reference)
                 .cloned()
                 .ok_or(SpecError::Absent)?,
-            digest: digest(labels, dialect.digest)?.ok_or(SpecError::Absent)?,
+            layers_above: above(&own, &listed),
+            image_layers: dialect.complete(labels, listed),
+            digest: own,
             toc_digest: digest(labels, TOC_DIGEST)?,
             manifest_digest: dialect
                 .manifest
                 .map(|label| digest(labels, label))
                 .transpose()?
                 .flatten(),
-            image_layers: dialect.layers_from(labels),
             labels: labels.clone(),
         })
     }
@@ -88,21 +93,36 @@ pub(super) fn layer_digest(labels: &Labels) -> Option<Digest> {
 }
 
 impl Dialect {
-    /// Returns the layers in the label, or none if the list may be cut: clients leave out the last
-    /// layers if the label would be too long.
-    fn layers_from(&self, labels: &Labels) -> Vec<Digest> {
-        let Some(list) = labels.get(self.layers) else {
-            return Vec::new();
-        };
-        let layers: Result<Vec<Digest>, _> = list.split(',').map(str::parse).collect();
-        let layers = layers.unwrap_or_default();
+    /// Returns the layers in the label, or none if one of them is not a digest.
+    fn listed(&self, labels: &Labels) -> Vec<Digest> {
+        let list = labels.get(self.layers).map(String::as_str);
+        let layers: Result<Vec<Digest>, _> = list
+            .into_iter()
+            .flat_map(|list| list.split(','))
+            .map(str::parse)
+            .collect();
+        layers.unwrap_or_default()
+    }
+
+    /// Returns the listed layers, or none if the list may be cut: clients leave out the last layers
+    /// if the label would be too long.
+    fn complete(&self, labels: &Labels, layers: Vec<Digest>) -> Vec<Digest> {
+        let list = labels.get(self.layers).map_or(0, String::len);
         let longest = layers
             .iter()
             .map(|layer| layer.to_string().len())
             .max()
             .unwrap_or_default();
-        let held_one_more = self.layers.len() + list.len() + ",".len() + longest <= MAX_LABEL_LEN;
+        let held_one_more = self.layers.len() + list + ",".len() + longest <= MAX_LABEL_LEN;
         if held_one_more { layers } else { Vec::new() }
+    }
+}
+
+/// Returns the layers after the first, which must be `own`.
+fn above(own: &Digest, listed: &[Digest]) -> Vec<Digest> {
+    match listed {
+        [first, above @ ..] if first == own => above.to_vec(),
+        _ => Vec::new(),
     }
 }
 
@@ -198,12 +218,19 @@ mod tests {
                 ("containerd.io/snapshot/remote/stargz.digest", &one),
                 ("containerd.io/snapshot/remote/stargz.layers", &list),
             ]));
-            spec.unwrap().image_layers.len()
+            let spec = spec.unwrap();
+            (spec.image_layers.len(), spec.layers_above.len())
         };
         let list = |count| vec![a_digest("1").to_string(); count].join(",");
         // 43 bytes of the label's name, 71 of each digest, the commas.
-        assert_eq!([1, 55, 56].map(|count| listed(list(count))), [1, 55, 0]);
-        assert_eq!(listed(format!("{},sha256:no", list(1))), 0);
+        assert_eq!(
+            [1, 55, 56].map(|count| listed(list(count))),
+            [(1, 0), (55, 54), (0, 55)],
+            "the layers above are known all the same"
+        );
+        assert_eq!(listed(format!("{},sha256:no", list(1))), (0, 0));
+        let other = format!("{},{}", a_digest("2"), a_digest("1"));
+        assert_eq!(listed(other), (2, 0), "the list of another layer");
     }
 
     #[test]

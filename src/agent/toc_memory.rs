@@ -16,34 +16,73 @@ const TREES: u64 = 1 << 30;
 const TREE_GROWTH: u64 = 5;
 const MAX_TREE: u64 = 320 << 20;
 
+/// The share of `SECTIONS` for layers that no client has asked for yet: clients always find the
+/// other half.
+const AHEAD_SHARE: u64 = 2;
+
 /// The memory of all TOCs. Clones share it.
 ///
-/// Opening a layer takes from `sections` first and then from `parsing`, once each, so there is no
-/// deadlock.
+/// Opening a layer takes from `ahead` first if no client has asked for it, then from `sections`,
+/// then from `parsing`, once each, so there is no deadlock.
 #[derive(Debug, Clone)]
 pub struct TocMemory {
+    ahead: Budget,
     sections: Budget,
     parsing: Budget,
     trees: Budget,
+    is_ahead: bool,
+}
+
+/// The memory of a compressed TOC, released on drop.
+#[derive(Debug)]
+pub struct SectionWeight {
+    ahead: Option<Weight>,
+    section: Weight,
 }
 
 impl Default for TocMemory {
     fn default() -> Self {
         Self {
+            ahead: Budget::new("TOC sections ahead", SECTIONS / AHEAD_SHARE),
             sections: Budget::new("TOC sections", SECTIONS),
             parsing: Budget::new("TOC parsing", PARSING),
             trees: Budget::new("layer trees", TREES),
+            is_ahead: false,
+        }
+    }
+}
+
+impl SectionWeight {
+    /// Returns all but `bytes`, once the real size replaces a guess.
+    pub fn shrink_to(&mut self, bytes: u64) {
+        let Self { ahead, section } = self;
+        section.shrink_to(bytes);
+        if let Some(ahead) = ahead {
+            ahead.shrink_to(bytes);
         }
     }
 }
 
 impl TocMemory {
+    /// Returns the memory for layers that no client has asked for yet.
+    #[must_use]
+    pub fn ahead(&self) -> Self {
+        Self {
+            is_ahead: true,
+            ..self.clone()
+        }
+    }
+
     /// Reserves memory for `bytes` of compressed TOC. Callers wait in order.
     ///
     /// # Errors
-    /// If a TOC of this size exceeds the whole budget.
-    pub async fn section(&self, bytes: u64) -> Result<Weight, Full> {
-        self.sections.take(bytes).await
+    /// If a TOC of this size exceeds the whole budget. Layers that no client has asked for do not
+    /// wait: if their share is full.
+    pub async fn section(&self, bytes: u64) -> Result<SectionWeight, Full> {
+        let ahead = self.is_ahead.then(|| self.ahead.try_take(bytes));
+        let ahead = ahead.transpose()?;
+        let section = self.sections.take(bytes).await?;
+        Ok(SectionWeight { ahead, section })
     }
 
     /// Reserves memory for parsing `json_bytes` of JSON. Callers wait in order.
@@ -67,6 +106,7 @@ impl TocMemory {
 #[cfg(test)]
 mod tests {
     use estargz::toc::Limits;
+    use futures::FutureExt as _;
 
     use super::*;
 
@@ -76,5 +116,17 @@ mod tests {
         assert!(memory.section(limits.max_compressed_bytes).await.is_ok());
         assert!(memory.parsing(limits.max_json_bytes).await.is_ok());
         assert!(memory.parsing(u64::MAX).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn clients_find_memory_while_layers_wait_for_theirs() {
+        let memory = TocMemory::default();
+        let mut waiting = memory.ahead().section(SECTIONS / 2).await.unwrap();
+        let more = memory.ahead();
+        assert!(more.section(1).await.is_err());
+        let asked = memory.section(SECTIONS / 2).now_or_never();
+        assert!(asked.is_some_and(|weight| weight.is_ok()));
+        waiting.shrink_to(1 << 20);
+        assert!(more.section(1 << 20).await.is_ok());
     }
 }

@@ -129,6 +129,7 @@ fn spec(layer: &Layer, manifest: &Digest) -> LayerSpec {
         toc_digest: layer.toc_digest.clone(),
         manifest_digest: Some(manifest.clone()),
         image_layers: Vec::new(),
+        layers_above: Vec::new(),
         labels: Default::default(),
     }
 }

@@ -3,6 +3,7 @@
 
 mod containers;
 mod memory;
+mod pull;
 mod reads;
 mod start;
 
@@ -22,7 +23,7 @@ const BEFORE: &str = "before";
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The measurements to run.
-    #[arg(value_enum, default_values = ["containers", "reads", "memory", "start"])]
+    #[arg(value_enum, default_values = ["containers", "reads", "memory", "start", "pull"])]
     parts: Vec<Part>,
     /// The executable to measure.
     #[arg(long, default_value = "target/release/starlift")]
@@ -44,6 +45,7 @@ enum Part {
     Reads,
     Memory,
     Start,
+    Pull,
 }
 
 pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
@@ -61,6 +63,7 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
             Part::Reads => reads::measure(arguments, &mut report)?,
             Part::Memory => memory::measure(arguments, &mut report)?,
             Part::Start => start::measure(arguments, &mut report)?,
+            Part::Pull => pull::measure(arguments, &mut report)?,
         }
     }
     Ok(report)

@@ -2,13 +2,13 @@
 
 /// Marks the moment before a change of a file.
 #[cfg(not(test))]
-pub(super) const fn step() {}
+pub(in crate::agent) const fn step() {}
 
 #[cfg(test)]
-pub(super) use steps::step;
+pub(in crate::agent) use steps::step;
 
 #[cfg(test)]
-pub(super) mod steps {
+pub(in crate::agent) mod steps {
     use std::cell::Cell;
     use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -18,7 +18,7 @@ pub(super) mod steps {
 
     struct Killed;
 
-    pub(in crate::agent::data) fn step() {
+    pub(in crate::agent) fn step() {
         match LEFT.get() {
             Some(0) => resume_unwind(Box::new(Killed)),
             Some(left) => LEFT.set(Some(left - 1)),
@@ -27,7 +27,7 @@ pub(super) mod steps {
     }
 
     /// Runs `work` and ends it after `steps` steps. Returns whether it was ended.
-    pub(in crate::agent::data) fn is_killed_after(steps: u32, work: impl FnOnce()) -> bool {
+    pub(in crate::agent) fn is_killed_after(steps: u32, work: impl FnOnce()) -> bool {
         LEFT.set(Some(steps));
         let outcome = catch_unwind(AssertUnwindSafe(work));
         LEFT.set(None);

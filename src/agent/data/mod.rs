@@ -11,7 +11,7 @@
 //! memory for a while. Reading what is here never writes.
 
 mod chunks;
-mod crash;
+pub(super) mod crash;
 mod eviction;
 mod files;
 mod index;

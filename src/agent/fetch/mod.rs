@@ -24,7 +24,8 @@ use futures::stream::FuturesUnordered;
 use self::memory::Memory;
 pub use self::pending::{ChunkFuture, Content, Lookup};
 use self::pending::{PendingChunk, Table};
-use self::request::{Request, Urgency};
+use self::request::Request;
+pub use self::request::Urgency;
 pub use self::run::MAX_GAP;
 use self::run::{ChunkRun, runs};
 use super::data::{DataStore, LayerData};
@@ -96,7 +97,7 @@ pub struct Fetcher {
     store: Arc<DataStore>,
     table: Table,
     memory: Arc<Memory>,
-    /// Runs that a reader waits for.
+    /// Runs that a reader waits for, and layers that are opened.
     urgent: Arc<AtomicUsize>,
     max_run: u64,
 }
@@ -207,7 +208,12 @@ impl Fetcher {
         self.max_run
     }
 
-    /// Whether a reader waits for bytes right now.
+    /// Counts a layer that is opened as urgent, until the returned value is dropped.
+    pub fn urgency(&self) -> Urgency {
+        Urgency::new(&self.urgent)
+    }
+
+    /// Whether a reader waits for bytes right now, or a client for a layer.
     pub fn is_urgent(&self) -> bool {
         self.urgent.load(Ordering::Relaxed) > 0
     }

@@ -44,7 +44,7 @@ pub(super) struct Request {
 
 /// Counts as urgent while it lives.
 #[derive(Debug)]
-pub(super) struct Urgency(Arc<AtomicUsize>);
+pub struct Urgency(Arc<AtomicUsize>);
 
 /// A run in progress.
 struct Progress {

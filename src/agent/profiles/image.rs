@@ -104,6 +104,7 @@ mod tests {
             toc_digest: None,
             manifest_digest: None,
             image_layers: layers.iter().map(|layer| digest(layer)).collect(),
+            layers_above: Vec::new(),
             labels: Default::default(),
         }
     }

@@ -1,5 +1,8 @@
 //! The names, IDs and parents of all snapshots, in one redb file.
 //!
+//! A snapshot of a lazily mounted layer brings the layer's record and the end of its blob, so that
+//! one sync makes all of it durable.
+//!
 //! A change is one durable transaction. There is one at a time, and readers never wait for it.
 //!
 //! After its first I/O error, redb refuses everything until the file is opened again. A disk that
@@ -11,12 +14,12 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::{RwLock, RwLockReadGuard};
 use redb::{
-    Database, ReadTransaction, ReadableDatabase as _, ReadableTable, TableDefinition, TableError,
-    WriteTransaction,
+    Builder, Database, ReadTransaction, ReadableDatabase as _, ReadableTable, TableDefinition,
+    TableError, WriteTransaction,
 };
 
 use super::error::Error;
-use super::record::{Kind, Lower, Record};
+use super::record::{Kind, Lower, Record, StoredLayer};
 
 /// A snapshot's name to its [`Record`] as JSON.
 const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");
@@ -26,6 +29,12 @@ const NAMES: TableDefinition<'_, u64, &str> = TableDefinition::new("names");
 const CHILDREN: TableDefinition<'_, (u64, u64), ()> = TableDefinition::new("children");
 const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
 const LAST_ID: &str = "last-id";
+/// The ID of a lazy snapshot to its layer's record, and to the end of the blob.
+const LAYERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("layers");
+const TAILS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("tails");
+/// Bytes of the file that redb holds in memory. Its own default is 1 GiB, which the ends of blobs
+/// would fill for nothing: they are read at most once.
+const CACHE: usize = 2 << 20;
 
 #[derive(Debug)]
 pub(super) struct Metadata {
@@ -45,13 +54,15 @@ pub(super) struct Change<'a> {
 impl Metadata {
     /// Opens the file, and creates it if need be. Only one process can have it open.
     pub(super) fn open(file: &Path) -> Result<Self, Error> {
-        let db = Database::create(file)?;
-        if is_new(&db)? {
+        let db = builder().create(file)?;
+        if is_incomplete(&db)? {
             let transaction = db.begin_write()?;
             transaction.open_table(RECORDS)?;
             transaction.open_table(NAMES)?;
             transaction.open_table(CHILDREN)?;
             transaction.open_table(COUNTERS)?;
+            transaction.open_table(LAYERS)?;
+            transaction.open_table(TAILS)?;
             transaction.commit()?;
         }
         Ok(Self {
@@ -115,7 +126,7 @@ impl Metadata {
         // Closed first, because a file can be open only once.
         *db = None;
         // Never created, because the records would be lost.
-        *db = Some(Database::open(&self.file)?);
+        *db = Some(builder().open(&self.file)?);
         tracing::warn!(file = %self.file.display(), "metadata reopened after an I/O error");
         Ok(())
     }
@@ -160,6 +171,29 @@ impl Metadata {
     }
 }
 
+impl Metadata {
+    /// Returns the IDs of the lazy snapshots whose layers are stored.
+    pub(super) fn layers(&self) -> Result<Vec<u64>, Error> {
+        self.read(|transaction| {
+            let layers = transaction.open_table(LAYERS)?;
+            let ids = layers.iter()?.map(|entry| Ok(entry?.0.value()));
+            ids.collect()
+        })
+    }
+
+    /// Returns the layer of a lazy snapshot, if it is stored.
+    pub(super) fn layer(&self, id: u64) -> Result<Option<StoredLayer>, Error> {
+        self.read(|transaction| {
+            let record = transaction.open_table(LAYERS)?.get(id)?;
+            let tail = transaction.open_table(TAILS)?.get(id)?;
+            Ok(record.zip(tail).map(|(record, tail)| StoredLayer {
+                record: record.value().to_owned(),
+                tail: tail.value().to_owned(),
+            }))
+        })
+    }
+}
+
 impl Change<'_> {
     pub(super) fn commit(self) -> Result<(), Error> {
         Ok(self.transaction.commit()?)
@@ -195,6 +229,18 @@ impl Change<'_> {
             .open_table(NAMES)?
             .insert(record.id, name)?;
         self.replace(name, record)
+    }
+
+    /// Stores the layer of the lazy snapshot with this ID.
+    pub(super) fn store(&self, id: u64, layer: &StoredLayer) -> Result<(), Error> {
+        let StoredLayer { record, tail } = layer;
+        self.transaction
+            .open_table(LAYERS)?
+            .insert(id, record.as_slice())?;
+        self.transaction
+            .open_table(TAILS)?
+            .insert(id, tail.as_slice())?;
+        Ok(())
     }
 
     /// Makes the snapshot with the ID `child` a child of the snapshot `parent`.
@@ -252,6 +298,8 @@ impl Change<'_> {
         self.transaction
             .open_table(CHILDREN)?
             .retain(|(_, child), ()| child != id)?;
+        self.transaction.open_table(LAYERS)?.remove(id)?;
+        self.transaction.open_table(TAILS)?.remove(id)?;
         self.transaction.open_table(NAMES)?.remove(id)?;
         self.transaction.open_table(RECORDS)?.remove(name)?;
         Ok(())
@@ -264,9 +312,15 @@ impl Change<'_> {
     }
 }
 
-/// Whether the tables have never been created.
-fn is_new(db: &Database) -> Result<bool, Error> {
-    match db.begin_read()?.open_table(COUNTERS) {
+fn builder() -> Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE);
+    builder
+}
+
+/// Whether tables have never been created. An earlier version had no layers.
+fn is_incomplete(db: &Database) -> Result<bool, Error> {
+    match db.begin_read()?.open_table(TAILS) {
         Ok(_) => Ok(false),
         Err(TableError::TableDoesNotExist(_)) => Ok(true),
         Err(error) => Err(error.into()),

@@ -3,7 +3,7 @@
 //! layer.
 //!
 //! ```text
-//! <root>/metadata.db        names, parents, labels, kinds, usage
+//! <root>/metadata.db        names, parents, labels, kinds, usage; records and ends of lazy layers
 //! <root>/snapshots/<id>/    fs and work of an ordinary snapshot
 //! <root>/erofs/<number>, <root>/lazy/<number>, <root>/lazy-noxattr/<number>
 //!                           the content of a lazy snapshot: mounted and unmounted by the caller
@@ -34,7 +34,7 @@ pub use error::{Error, MAX_LABEL_LEN};
 use metadata::Metadata;
 pub use overlay::Mount;
 use overlay::{Overlay, Paths};
-pub use record::{Info, Kind, Labels, LazyLayer, Usage};
+pub use record::{Info, Kind, Labels, LazyLayer, StoredLayer, Usage};
 use record::{Lower, Record};
 
 /// The label with the target snapshot of a Prepare.
@@ -279,7 +279,7 @@ impl Snapshots {
     }
 
     /// Creates a committed snapshot `name` whose content is the lazily mounted `layer`, instead of
-    /// the requested active snapshot `key`.
+    /// the requested active snapshot `key`. Both it and `stored` are durable afterwards.
     pub fn commit_lazy(
         &self,
         key: &str,
@@ -287,6 +287,7 @@ impl Snapshots {
         parent: Option<&str>,
         labels: Labels,
         layer: LazyLayer,
+        stored: &StoredLayer,
     ) -> Result<(), Error> {
         record::checked_name(key)?;
         record::checked_name(name)?;
@@ -304,6 +305,7 @@ impl Snapshots {
             return Err(taken);
         }
         let record = Record::new(change.next_id()?, Kind::Committed, parent, labels);
+        change.store(record.id, stored)?;
         change.insert(
             name,
             &Record {
@@ -439,6 +441,14 @@ impl Snapshots {
                 .filter_map(|(_, record)| record.lazy)
                 .collect()
         }))
+    }
+
+    /// Calls `look` with each layer that was stored with its snapshot, one in memory at a time.
+    pub fn for_each_layer(&self, mut look: impl FnMut(StoredLayer)) -> Result<(), Error> {
+        for id in self.metadata.layers()? {
+            self.metadata.layer(id)?.into_iter().for_each(&mut look);
+        }
+        Ok(())
     }
 
     /// Deletes directories that belong to no snapshot.

@@ -159,6 +159,15 @@ pub struct LazyLayer {
     pub is_erofs: bool,
 }
 
+/// The caller's files about a lazily mounted layer, in the same transaction as its snapshot: the files
+/// themselves are not synced, and a power cut may lose them. The snapshots do not look into it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StoredLayer {
+    pub record: Vec<u8>,
+    /// The end of the blob.
+    pub tail: Vec<u8>,
+}
+
 /// Returns the present time. A clock before 1970 must not keep containers from starting.
 pub(super) fn now() -> SystemTime {
     SystemTime::now().max(SystemTime::UNIX_EPOCH)

@@ -49,7 +49,14 @@ impl Node {
     fn lazy_layer(&self, target: &str, parent: Option<&str>, layer: LazyLayer) -> &Self {
         let labels = labels(&[(TARGET_LABEL, target)]);
         self.snapshots
-            .commit_lazy("preparing", target, parent, labels, layer)
+            .commit_lazy(
+                "preparing",
+                target,
+                parent,
+                labels,
+                layer,
+                &StoredLayer::default(),
+            )
             .unwrap();
         self
     }
@@ -245,8 +252,14 @@ fn an_absent_snapshot_is_not_found() {
         Err(Error::NotFound(_))
     ));
     assert!(matches!(
-        node.snapshots
-            .commit_lazy("k", "n", Some("none"), Labels::new(), with_xattrs(1)),
+        node.snapshots.commit_lazy(
+            "k",
+            "n",
+            Some("none"),
+            Labels::new(),
+            with_xattrs(1),
+            &StoredLayer::default()
+        ),
         Err(Error::NotFound(_))
     ));
     assert!(matches!(
@@ -254,6 +267,61 @@ fn an_absent_snapshot_is_not_found() {
         Err(Error::NotFound(_))
     ));
     assert!(node.directories().is_empty());
+}
+
+#[test]
+fn a_layer_is_stored_with_its_snapshot_and_goes_with_it() {
+    let node = Node::new();
+    let stored = |of: &str| StoredLayer {
+        record: of.into(),
+        tail: of.repeat(100_000).into(),
+    };
+    for (name, number) in [("one", 1), ("two", 2)] {
+        let (layer, stored) = (with_xattrs(number), stored(name));
+        node.snapshots
+            .commit_lazy("k", name, None, Labels::new(), layer, &stored)
+            .unwrap();
+    }
+    let all = || {
+        let mut all = Vec::new();
+        node.snapshots
+            .for_each_layer(|layer| all.push(layer))
+            .unwrap();
+        all
+    };
+    assert_eq!(all(), ["one", "two"].map(stored));
+    node.snapshots.remove("one").unwrap();
+    assert_eq!(all(), [stored("two")]);
+}
+
+#[test]
+fn metadata_of_an_earlier_version_gets_the_tables_of_layers() {
+    let node = Node::new();
+    node.committed("base", None);
+    {
+        let db = node.snapshots.metadata.database().read();
+        let transaction = db.as_ref().unwrap().begin_write().unwrap();
+        for table in ["layers", "tails"] {
+            let table: redb::TableDefinition<'_, u64, &[u8]> = redb::TableDefinition::new(table);
+            assert!(transaction.delete_table(table).unwrap());
+        }
+        transaction.commit().unwrap();
+    }
+    let Node { snapshots, root } = node;
+    drop(snapshots);
+    let snapshots = Snapshots::open(root.path()).unwrap();
+    let layer = with_xattrs(1);
+    snapshots
+        .commit_lazy(
+            "k",
+            "n",
+            Some("base"),
+            Labels::new(),
+            layer,
+            &StoredLayer::default(),
+        )
+        .unwrap();
+    snapshots.remove("n").unwrap();
 }
 
 #[test]
@@ -274,13 +342,25 @@ fn a_name_is_used_once() {
         "base",
     );
     taken(
-        node.snapshots
-            .commit_lazy("a", "lazy", None, Labels::new(), with_xattrs(1)),
+        node.snapshots.commit_lazy(
+            "a",
+            "lazy",
+            None,
+            Labels::new(),
+            with_xattrs(1),
+            &StoredLayer::default(),
+        ),
         "a",
     );
     taken(
-        node.snapshots
-            .commit_lazy("b", "base", None, Labels::new(), with_xattrs(1)),
+        node.snapshots.commit_lazy(
+            "b",
+            "base",
+            None,
+            Labels::new(),
+            with_xattrs(1),
+            &StoredLayer::default(),
+        ),
         "base",
     );
     assert_eq!(node.names(&[]), ["a", "base"]);
@@ -546,6 +626,7 @@ fn labels_have_containerds_limit() {
         None,
         labels(&[("k", &too_long)]),
         with_xattrs(1),
+        &StoredLayer::default(),
     ));
     refused(
         node.snapshots
@@ -591,7 +672,14 @@ fn a_target_is_found_by_its_parent_too() {
     };
     let of_target = labels(&[(TARGET_LABEL, "sha256:top")]);
     node.snapshots
-        .commit_lazy("k", &other, Some("other/2/base"), of_target, with_xattrs(2))
+        .commit_lazy(
+            "k",
+            &other,
+            Some("other/2/base"),
+            of_target,
+            with_xattrs(2),
+            &StoredLayer::default(),
+        )
         .unwrap();
     assert_eq!(target("other/2/base"), Target::Committed);
     assert_eq!(target("default/1/base"), Target::Committed);

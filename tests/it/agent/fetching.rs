@@ -68,6 +68,7 @@ impl World {
             toc_digest: Some(self.blob.toc_digest.clone()),
             manifest_digest: None,
             image_layers: Vec::new(),
+            layers_above: Vec::new(),
             labels: Default::default(),
         }
     }

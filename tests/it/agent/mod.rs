@@ -9,6 +9,7 @@ mod model;
 mod mount;
 mod peaks;
 mod profiles;
+mod pull;
 mod reads;
 mod socket;
 mod wire;

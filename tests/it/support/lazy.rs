@@ -214,24 +214,38 @@ impl Node {
     /// Pushes the layers and has them mounted as the stargz plugin does for an image: the labels of
     /// each layer list those above it. Returns the topmost snapshot.
     pub(crate) async fn pull(&self, image: &str, layers: &[&Layer]) -> String {
-        let mut parent = String::new();
-        for (place, layer) in layers.iter().enumerate() {
-            self.registry.put_blob(layer.blob.clone());
-            let target = format!("{image}-{place}");
-            let mut labels = self.labels(&target, layer);
-            let above: Vec<String> = layers[place..]
-                .iter()
-                .map(|layer| layer.digest.to_string())
-                .collect();
-            labels.insert(
-                "containerd.io/snapshot/remote/stargz.layers".to_owned(),
-                above.join(","),
-            );
-            let is_lazy = self.prepare_on(&target, &parent, labels).await.unwrap();
+        self.push(layers);
+        for place in 0..layers.len() {
+            let is_lazy = self.prepare_next(image, layers, place).await.unwrap();
             assert!(is_lazy, "{}", self.agent.status());
-            parent = target;
         }
-        parent
+        format!("{image}-{}", layers.len() - 1)
+    }
+
+    pub(crate) fn push(&self, layers: &[&Layer]) {
+        layers
+            .iter()
+            .for_each(|layer| drop(self.registry.put_blob(layer.blob.clone())));
+    }
+
+    /// Requests the layer in this place of an image, on top of those below. Returns whether it is
+    /// lazy.
+    pub(crate) async fn prepare_next(
+        &self,
+        image: &str,
+        layers: &[&Layer],
+        place: usize,
+    ) -> Result<bool, Status> {
+        let target = format!("{image}-{place}");
+        let mut labels = self.labels(&target, layers[place]);
+        let listed = layers[place..].iter().map(|layer| layer.digest.to_string());
+        labels.insert(
+            "containerd.io/snapshot/remote/stargz.layers".to_owned(),
+            listed.collect::<Vec<_>>().join(","),
+        );
+        let below = place.checked_sub(1);
+        let parent = below.map_or(String::new(), |below| format!("{image}-{below}"));
+        self.prepare_on(&target, &parent, labels).await
     }
 
     /// Prepares a container's snapshot as containerd does. Returns the directories of its lazy

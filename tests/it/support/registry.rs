@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use parking_lot::{Mutex, MutexGuard};
@@ -56,6 +56,8 @@ pub(crate) struct Seen {
     pub(crate) method: String,
     pub(crate) path_and_query: String,
     pub(crate) headers: HeaderMap,
+    /// The client's end of the connection.
+    pub(crate) connection: Option<SocketAddr>,
 }
 
 /// The features that this registry lacks, as some real ones do.
@@ -103,7 +105,8 @@ impl Registry {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (shared, router) = registry_at(address);
-        let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        let service = router.into_make_service_with_connect_info::<SocketAddr>();
+        let server = tokio::spawn(async move { axum::serve(listener, service).await.unwrap() });
         Self {
             scheme: "http",
             address,
@@ -120,8 +123,8 @@ impl Registry {
         let (shared, router) = registry_at(address);
         let config = axum_server::tls_rustls::RustlsConfig::from_config(Arc::new(config));
         let server = axum_server::from_tcp_rustls(listener, config).unwrap();
-        let server =
-            tokio::spawn(async move { server.serve(router.into_make_service()).await.unwrap() });
+        let service = router.into_make_service_with_connect_info::<SocketAddr>();
+        let server = tokio::spawn(async move { server.serve(service).await.unwrap() });
         Self {
             scheme: "https",
             address,
@@ -317,12 +320,14 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
         .path_and_query()
         .map_or("/", |whole| whole.as_str())
         .to_owned();
+    let connection = parts.extensions.get::<ConnectInfo<SocketAddr>>();
     let faults = {
         let mut state = shared.state();
         state.seen.push(Seen {
             method: parts.method.to_string(),
             path_and_query: path_and_query.clone(),
             headers: parts.headers.clone(),
+            connection: connection.map(|ConnectInfo(address)| *address),
         });
         state.faults(parts.method.as_str(), &path_and_query)
     };

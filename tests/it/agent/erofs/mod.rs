@@ -29,6 +29,12 @@ mod profiles;
     clippy::duplicate_mod,
     reason = "the same tests run over another driver"
 )]
+#[path = "../pull.rs"]
+mod pull;
+#[expect(
+    clippy::duplicate_mod,
+    reason = "the same tests run over another driver"
+)]
 #[path = "../reads.rs"]
 mod reads;
 mod restored;
