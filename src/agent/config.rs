@@ -63,8 +63,10 @@ pub struct Config {
     pub record: Duration,
     /// The workload of this node. Images have a separate profile for each workload.
     pub workload: Workload,
-    /// Whether the rest of a layer is fetched too: `off`, `limited` (up to `background_limit`) or
-    /// `full`.
+    /// Whether the rest of a layer is fetched too: `off`, `limited` (up to `background_limit`),
+    /// `full`, or `burst`: all of it at once after the pull, at the machine's speed, instead of one
+    /// request at a time after `background_delay`. A layer of which much is read at once is fetched
+    /// at that speed with `limited` and `full` too.
     pub background: Background,
     /// Most bytes of a layer that `limited` fetches.
     pub background_limit: ByteSize,
@@ -101,6 +103,8 @@ pub enum Background {
     Limited,
     #[default]
     Full,
+    /// Fully, at once and at the machine's speed.
+    Burst,
 }
 
 /// The holder of the FUSE descriptor besides the agent.

@@ -6,6 +6,7 @@ mod memory;
 mod pull;
 mod reads;
 mod start;
+mod sweep;
 
 use std::path::PathBuf;
 
@@ -23,7 +24,7 @@ const BEFORE: &str = "before";
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The measurements to run.
-    #[arg(value_enum, default_values = ["containers", "reads", "memory", "start", "pull"])]
+    #[arg(value_enum, default_values = ["containers", "reads", "memory", "start", "pull", "sweep"])]
     parts: Vec<Part>,
     /// The executable to measure.
     #[arg(long, default_value = "target/release/starlift")]
@@ -46,6 +47,7 @@ enum Part {
     Memory,
     Start,
     Pull,
+    Sweep,
 }
 
 pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
@@ -64,6 +66,7 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
             Part::Memory => memory::measure(arguments, &mut report)?,
             Part::Start => start::measure(arguments, &mut report)?,
             Part::Pull => pull::measure(arguments, &mut report)?,
+            Part::Sweep => sweep::measure(arguments, &mut report)?,
         }
     }
     Ok(report)

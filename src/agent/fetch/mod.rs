@@ -14,12 +14,16 @@ mod request;
 mod run;
 mod window;
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use estargz::Chunk;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 
 use self::memory::Memory;
 pub use self::pending::{ChunkFuture, Content, Lookup};
@@ -89,6 +93,8 @@ pub struct Traffic {
     requests: AtomicU64,
     bytes: [AtomicU64; 4],
     errors: AtomicU64,
+    /// Notified of bytes that a reader waited for.
+    read: Notify,
 }
 
 /// Fetches chunks for all layers. Clones share the table of pending chunks and the memory for them.
@@ -99,6 +105,7 @@ pub struct Fetcher {
     memory: Arc<Memory>,
     /// Runs that a reader waits for, and layers that are opened.
     urgent: Arc<AtomicUsize>,
+    decoders: Arc<Semaphore>,
     max_run: u64,
 }
 
@@ -183,6 +190,23 @@ impl Traffic {
             .agent_fetched_bytes
             .get_or_create(&[("reason", reason.as_str())])
             .inc_by(bytes);
+        if reason == Reason::Read {
+            self.read.notify_one();
+        }
+    }
+
+    /// Waits until readers wait for `bytes` bytes of the layer within `period`. For one caller at a
+    /// time.
+    pub async fn is_read_densely(&self, bytes: u64, period: Duration) {
+        loop {
+            let (begun, before) = (Instant::now(), self.bytes(Reason::Read));
+            while begun.elapsed() < period {
+                if self.bytes(Reason::Read) - before >= bytes {
+                    return;
+                }
+                self.read.notified().await;
+            }
+        }
     }
 }
 
@@ -191,11 +215,13 @@ impl Fetcher {
     /// number of bytes for chunks in transit.
     pub fn new(store: Arc<DataStore>, max_run: u64, memory: u64) -> Self {
         let (table, urgent, max_run) = (Table::default(), Arc::default(), max_run.max(1));
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Self {
             store,
             table,
             memory: Arc::new(Memory::new(memory)),
             urgent,
+            decoders: Arc::new(Semaphore::new(cores)),
             max_run,
         }
     }
@@ -341,6 +367,7 @@ impl Fetcher {
             store: Arc::clone(&self.store),
             memory: Arc::clone(&self.memory),
             table: self.table.clone(),
+            decoders: Arc::clone(&self.decoders),
             reason,
             _urgency: (reason == Reason::Read).then(|| Urgency::new(&self.urgent)),
         }

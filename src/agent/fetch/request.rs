@@ -1,12 +1,12 @@
 //! One run of chunks in transit: requested, resumed after a cut, and delivered chunk by chunk.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use estargz::chunk::ChunkError;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -16,7 +16,7 @@ use super::pending::{Content, PendingChunk, Table};
 use super::run::ChunkRun;
 use super::window::Window;
 use super::{Blob, FetchError, Reason, Transfer};
-use crate::agent::data::DataStore;
+use crate::agent::data::{DataStore, LayerData};
 use crate::telemetry::limit::LineLimit;
 use crate::telemetry::log::chain;
 
@@ -38,6 +38,8 @@ pub(super) struct Request {
     pub(super) store: Arc<DataStore>,
     pub(super) memory: Arc<Memory>,
     pub(super) table: Table,
+    /// The processors for chunks that nobody waits for. Readers do not queue.
+    pub(super) decoders: Arc<Semaphore>,
     pub(super) reason: Reason,
     pub(super) _urgency: Option<Urgency>,
 }
@@ -191,75 +193,132 @@ impl Request {
                 progress.window.push(&piece);
                 progress.window.forget_before(wanted.start);
             }
-            let Some(place) = progress.place().await else {
-                return Err(FetchError::Aborted);
+            let Some(error) = self.decode(progress).await? else {
+                continue;
             };
-            match self.decode(progress, &wanted, place).await {
-                Err(FetchError::Wrong(error)) if progress.wrong < MAX_WRONG => {
-                    progress.wrong += 1;
-                    if let Some(origin) = &body.origin {
-                        origin.report_bad();
-                    }
-                    progress.window = Window::at(wanted.start);
-                    return Err(FetchError::Wrong(error));
+            if progress.wrong < MAX_WRONG {
+                progress.wrong += 1;
+                if let Some(origin) = &body.origin {
+                    origin.report_bad();
                 }
-                outcome => self.settle(progress, outcome),
+                progress.window = Window::at(wanted.start);
+                return Err(FetchError::Wrong(error));
             }
+            self.refuse(progress, error);
         }
         Ok(())
     }
 
-    fn settle(&self, progress: &mut Progress, outcome: Result<Content, FetchError>) {
+    /// Gives up the first chunk.
+    fn refuse(&self, progress: &mut Progress, error: Arc<ChunkError>) {
         progress.wrong = 0;
         let Some(pending) = progress.chunks.pop_front() else {
             return;
         };
-        if let Err(error) = &outcome {
-            self.transfer.traffic.count_errors(1);
-            let Blob {
-                digest, repository, ..
-            } = &*self.transfer.blob;
-            static LINES: LineLimit = LineLimit::new();
-            if let Some(dropped) = LINES.pass() {
-                tracing::error!(layer = %digest, %repository, chunk = %pending.digest, error = chain(&error), dropped, "chunk refused");
-            }
+        self.transfer.traffic.count_errors(1);
+        let Blob {
+            digest, repository, ..
+        } = &*self.transfer.blob;
+        static LINES: LineLimit = LineLimit::new();
+        if let Some(dropped) = LINES.pass() {
+            tracing::error!(layer = %digest, %repository, chunk = %pending.digest, error = chain(&*error), dropped, "chunk refused");
         }
-        pending.settle(outcome);
+        pending.settle(Err(FetchError::Wrong(error)));
     }
 
-    /// Decodes the first chunk and stores its content.
-    async fn decode(
-        &self,
-        progress: &mut Progress,
-        range: &Range<u64>,
-        place: OwnedSemaphorePermit,
-    ) -> Result<Content, FetchError> {
-        let Some((chunk, number)) = progress
-            .chunks
-            .front()
-            .map(|next| (next.chunk.clone(), next.number))
-        else {
-            return Err(FetchError::Aborted);
+    /// Decodes, stores and settles the chunks that have arrived, as long as no reader holds the
+    /// content of one. Returns the error of the first chunk that is left, if its bytes are wrong.
+    async fn decode(&self, progress: &mut Progress) -> Result<Option<Arc<ChunkError>>, FetchError> {
+        let place = progress.place().await.ok_or(FetchError::Aborted)?;
+        let decoder = match self.reason {
+            Reason::Read => None,
+            _ => Arc::clone(&self.decoders).acquire_owned().await.ok(),
         };
-        let (store, data) = (Arc::clone(&self.store), Arc::clone(&self.transfer.data));
-        let range = range.clone();
-        let window = std::mem::replace(&mut progress.window, Window::at(range.start));
-        let work = move || {
-            let decoded = chunk
-                .decode(window.get(&range).unwrap_or_default())
-                .map(Bytes::from);
-            if let Ok(content) = &decoded {
-                store.put(&data, number, content);
+        let start = progress.window.end();
+        let batch = Batch {
+            chunks: std::mem::take(&mut progress.chunks),
+            window: std::mem::replace(&mut progress.window, Window::at(start)),
+            places: Arc::clone(&progress.places),
+            store: Arc::clone(&self.store),
+            data: Arc::clone(&self.transfer.data),
+        };
+        let work = move || (batch.decode(place), decoder).0;
+        let decoded = tokio::task::spawn_blocking(work).await;
+        let Decoded {
+            chunks,
+            window,
+            is_any,
+            error,
+        } = decoded.map_err(|_panicked| FetchError::Aborted)?;
+        if is_any {
+            progress.wrong = 0;
+        }
+        (progress.chunks, progress.window) = (chunks, window);
+        Ok(error.map(Arc::new))
+    }
+}
+
+/// Chunks of a run, and the bytes that have arrived for the first of them.
+struct Batch {
+    chunks: VecDeque<PendingChunk>,
+    window: Window,
+    places: Arc<Semaphore>,
+    store: Arc<DataStore>,
+    data: Arc<LayerData>,
+}
+
+/// The chunks and bytes that are left of a batch.
+struct Decoded {
+    chunks: VecDeque<PendingChunk>,
+    window: Window,
+    /// Whether a chunk was decoded.
+    is_any: bool,
+    /// The error of the first chunk that is left.
+    error: Option<ChunkError>,
+}
+
+impl Batch {
+    /// Decodes chunks until one has not arrived, has wrong bytes, or finds no place because a
+    /// reader holds the content of the one before. Blocking.
+    fn decode(self, place: OwnedSemaphorePermit) -> Decoded {
+        let Self {
+            mut chunks,
+            mut window,
+            places,
+            store,
+            data,
+        } = self;
+        let (mut place, mut is_any, mut error) = (Some(place), false, None);
+        while let Some(next) = chunks.front() {
+            window.forget_before(next.chunk.range.start);
+            let Some(bytes) = window.get(&next.chunk.range) else {
+                break;
+            };
+            let free = || Arc::clone(&places).try_acquire_owned().ok();
+            let Some(own) = place.take().or_else(free) else {
+                break;
+            };
+            match next.chunk.decode(bytes) {
+                Ok(content) => {
+                    let content = Bytes::from(content);
+                    store.put(&data, next.number, &content);
+                    is_any = true;
+                    if let Some(pending) = chunks.pop_front() {
+                        pending.settle(Ok(Content::new(content, own)));
+                    }
+                }
+                Err(wrong) => {
+                    error = Some(wrong);
+                    break;
+                }
             }
-            (window, decoded)
-        };
-        let (window, decoded) = tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|_panicked| FetchError::Aborted)?;
-        progress.window = window;
-        decoded
-            .map(|bytes| Content::new(bytes, place))
-            .map_err(|error| FetchError::Wrong(Arc::new(error)))
+        }
+        Decoded {
+            chunks,
+            window,
+            is_any,
+            error,
+        }
     }
 }
 

@@ -8,8 +8,12 @@ const ROOM: usize = 512 << 10;
 /// Bytes of a blob before decoding: no more than those of the next chunk and one piece of the body.
 #[derive(Debug)]
 pub(super) struct Window {
+    /// The offset in the blob of the first byte that is not forgotten.
     start: u64,
     bytes: Vec<u8>,
+    /// Forgotten bytes at the beginning of `bytes`. They are moved out of the way only when more
+    /// arrive: small chunks are many.
+    forgotten: usize,
 }
 
 impl Window {
@@ -17,15 +21,18 @@ impl Window {
         Self {
             start,
             bytes: Vec::new(),
+            forgotten: 0,
         }
     }
 
     /// Returns the offset in the blob at which the next bytes belong.
     pub(super) fn end(&self) -> u64 {
-        self.start + self.bytes.len() as u64
+        self.start + (self.bytes.len() - self.forgotten) as u64
     }
 
     pub(super) fn push(&mut self, piece: &[u8]) {
+        self.bytes.drain(..self.forgotten);
+        self.forgotten = 0;
         // Grows by half, where a vector would double: a chunk takes tens of megabytes at most.
         if self.bytes.capacity() - self.bytes.len() < piece.len() {
             self.bytes
@@ -34,13 +41,11 @@ impl Window {
         self.bytes.extend_from_slice(piece);
     }
 
-    /// Drops the bytes before `start`.
+    /// Forgets the bytes before `start`.
     pub(super) fn forget_before(&mut self, start: u64) {
-        let before = start
-            .saturating_sub(self.start)
-            .min(self.bytes.len() as u64);
-        self.bytes
-            .drain(..usize::try_from(before).unwrap_or(usize::MAX));
+        let left = (self.bytes.len() - self.forgotten) as u64;
+        let before = start.saturating_sub(self.start).min(left);
+        self.forgotten += usize::try_from(before).unwrap_or(usize::MAX);
         self.start += before;
     }
 
@@ -48,7 +53,7 @@ impl Window {
     pub(super) fn get(&self, range: &Range<u64>) -> Option<&[u8]> {
         let start = usize::try_from(range.start.checked_sub(self.start)?).ok()?;
         let end = usize::try_from(range.end.checked_sub(self.start)?).ok()?;
-        self.bytes.get(start..end)
+        self.bytes.get(self.forgotten..)?.get(start..end)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The agent's gRPC service in this process, called as containerd calls it.
 
+mod burst;
 mod cri_proxy;
 mod erofs;
 mod fetching;
