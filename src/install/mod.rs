@@ -25,7 +25,6 @@ mod unit;
 pub(crate) use hosts::Mirror;
 pub(crate) use node::{Node, Paths};
 pub(crate) use removal::uninstall;
-pub(crate) use services::has_systemd;
 pub(crate) use setup::{Agent, install};
 pub(crate) use step::Step;
 

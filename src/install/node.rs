@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::services;
 use crate::containerd::program::Program;
 
 /// The distributions with a containerd of their own: folder, program, and the services that start
@@ -56,13 +57,17 @@ pub(crate) struct Node {
     /// The agent's socket and root, as its configuration has them.
     pub(super) agent_address: PathBuf,
     pub(super) agent_root: PathBuf,
-    /// Whether services are started and restarted.
+    /// Whether the agent gets a systemd unit.
+    pub(super) has_unit: bool,
+    /// Whether services are started and restarted. Otherwise the commands are left to people.
     pub(super) has_services: bool,
 }
 
 impl Node {
-    /// Finds the containerd of this node. `has_services`: services are started and restarted.
-    pub(crate) fn find(paths: &Paths, agent: &crate::agent::Config, has_services: bool) -> Self {
+    /// Finds the containerd of this node, and whether systemd runs its services. With
+    /// `is_files_only`, none is started or restarted.
+    pub(crate) fn find(paths: &Paths, agent: &crate::agent::Config, is_files_only: bool) -> Self {
+        let has_systemd = services::has_systemd();
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let chosen = |path: &Option<PathBuf>, default: &str| {
             absolute(path.as_deref().unwrap_or(Path::new(default)))
@@ -92,7 +97,8 @@ impl Node {
             unit_dir: chosen(&paths.unit_dir, UNIT_DIR),
             agent_address: absolute(&agent.address),
             agent_root: absolute(&agent.root),
-            has_services,
+            has_unit: has_systemd || paths.unit_dir.is_some(),
+            has_services: has_systemd && !is_files_only,
         }
     }
 }

@@ -1,6 +1,5 @@
 //! Undoes an installation.
 
-use std::fs;
 use std::path::Path;
 
 use super::changes::{self, Change, backup, read};
@@ -30,51 +29,34 @@ pub(crate) async fn uninstall(
         Failure::new(format!("cannot run {program}: name containerd's program"))
     })?;
     let containerd = containerd_changes(node, version)?;
-    let unit = unit::path(&node.unit_dir);
-    let is_own = |path: &Path| fs::read_to_string(path).is_ok_and(|text| text.starts_with(MARK));
-    let others = hosts_changes(node, version).await?;
-    let unit = if is_own(&unit) {
-        Some(Change::whole(&unit, None)?)
-    } else {
-        None
-    };
-    let mut steps: Vec<Step> = containerd
-        .iter()
-        .chain(&others)
-        .filter(|change| change.is_needed())
-        .map(Change::step)
-        .collect();
-    let restart = if containerd.iter().any(Change::is_needed) {
-        services::restart_containerd(&node.containerd_services).await
-    } else {
-        Vec::new()
-    };
+    let hosts = hosts_changes(node, version).await?;
+    let unit = unit_change(node)?;
+    let changes = containerd.iter().chain(&hosts);
+    let changes = changes.filter(|change| change.is_needed());
+    let mut steps: Vec<Step> = changes.map(Change::step).collect();
+    let mut commands = Vec::new();
+    if containerd.iter().any(Change::is_needed) {
+        commands.extend(services::restart_containerd(&node.containerd_services).await);
+    }
+    if unit.is_some() {
+        commands.extend(services::stop_agent());
+    }
     if !is_dry_run {
         changes::apply(&containerd)?;
         if let Err(failure) = check(node, version).await {
             changes::take_back(&containerd);
             return Err(failure);
         }
-        changes::apply(&others)?;
+        changes::apply(&hosts)?;
     }
-    let stop = unit.as_ref().map(|_| services::stop_agent());
-    let commands = [restart, stop.unwrap_or_default()].concat();
-    if node.has_services {
-        steps.extend(commands.iter().map(|command| services::step(command)));
-        if !is_dry_run {
-            for command in &commands {
-                services::run(command).await?;
-            }
-        }
-    } else {
-        let by_hand = commands.iter().map(|command| command.join(" "));
-        steps.extend(by_hand.map(|line| Step::Note(format!("left to you: {line}"))));
-    }
+    let runner = services::Runner::choose(node.has_services, is_dry_run);
+    steps.extend(runner.run(&commands).await?);
     if let Some(unit) = unit {
         steps.push(unit.step());
         if !is_dry_run {
             changes::apply(&[unit])?;
         }
+        steps.extend(runner.run(&[services::reload()]).await?);
     }
     if node.agent_root.exists() {
         steps.push(Step::Note(format!(
@@ -83,6 +65,15 @@ pub(crate) async fn uninstall(
         )));
     }
     Ok(steps)
+}
+
+/// Returns the deletion of the agent's unit, if the installation wrote it.
+fn unit_change(node: &Node) -> Result<Option<Change>, Failure> {
+    let path = unit::path(&node.unit_dir);
+    match read(&path)? {
+        Some(text) if text.starts_with(MARK) => Change::whole(&path, None).map(Some),
+        _ => Ok(None),
+    }
 }
 
 /// Fails if the agent holds snapshots: images and containers would lose their file systems.

@@ -12,15 +12,25 @@ use crate::failure::Failure;
 /// Exists if systemd is the init of this machine (sd_booted(3)).
 const SYSTEMD: &str = "/run/systemd/system";
 
+/// Runs the commands of an installation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Runner {
+    Installer,
+    /// The commands are shown to people, who run them.
+    People,
+    /// A dry run.
+    Nobody,
+}
+
 /// Whether systemd runs the services of this machine.
-pub(crate) fn has_systemd() -> bool {
+pub(super) fn has_systemd() -> bool {
     Path::new(SYSTEMD).is_dir()
 }
 
 /// The commands that make the agent's unit run. A new unit also restarts an agent that runs.
 pub(super) fn start_agent() -> Vec<Vec<String>> {
     vec![
-        systemctl(&["daemon-reload"]),
+        reload(),
         systemctl(&["enable", unit::NAME]),
         systemctl(&["restart", unit::NAME]),
     ]
@@ -29,6 +39,11 @@ pub(super) fn start_agent() -> Vec<Vec<String>> {
 /// The command that makes the agent's unit stop, before its file is deleted.
 pub(super) fn stop_agent() -> Vec<Vec<String>> {
     vec![systemctl(&["disable", "--now", unit::NAME])]
+}
+
+/// The command that makes systemd forget a unit whose file was deleted.
+pub(super) fn reload() -> Vec<String> {
+    systemctl(&["daemon-reload"])
 }
 
 /// Returns the command that restarts the one of `services` that runs, or the first one.
@@ -48,15 +63,41 @@ pub(super) async fn restart_containerd(services: &[String]) -> Vec<Vec<String>> 
         .collect()
 }
 
-pub(super) fn step(command: &[String]) -> Step {
-    Step::Run(command.join(" "))
+impl Runner {
+    pub(super) fn choose(has_services: bool, is_dry_run: bool) -> Self {
+        match (has_services, is_dry_run) {
+            (false, _) => Self::People,
+            (true, true) => Self::Nobody,
+            (true, false) => Self::Installer,
+        }
+    }
+
+    /// Runs the commands in order, and returns the steps.
+    ///
+    /// # Errors
+    /// If a command cannot be run, or fails.
+    pub(super) async fn run(self, commands: &[Vec<String>]) -> Result<Vec<Step>, Failure> {
+        let mut steps = Vec::new();
+        for command in commands {
+            let line = command.join(" ");
+            match self {
+                Self::People => steps.push(Step::Note(format!("left to you: {line}"))),
+                Self::Nobody => steps.push(Step::Run(line)),
+                Self::Installer => {
+                    run(command).await?;
+                    steps.push(Step::Run(line));
+                }
+            }
+        }
+        Ok(steps)
+    }
 }
 
 /// Runs a command to its end.
 ///
 /// # Errors
 /// If it cannot be run, or fails.
-pub(super) async fn run(command: &[String]) -> Result<(), Failure> {
+async fn run(command: &[String]) -> Result<(), Failure> {
     let shown = command.join(" ");
     let Some((program, arguments)) = command.split_first() else {
         return Ok(());

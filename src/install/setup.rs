@@ -8,6 +8,7 @@ use toml::Table;
 use super::changes::{self, Change, read};
 use super::hosts::Mirror;
 use super::node::Node;
+use super::services::Runner;
 use super::settings::{self, Plugin, Setting};
 use super::step::Step;
 use super::target::{self, Target};
@@ -56,28 +57,31 @@ pub(crate) async fn install(
         &node.containerd_config,
         found.text.as_deref(),
     )?;
+    let containerd = containerd_changes(node, &found, &target, mirror.is_some())?;
+    let (hosts, note) = hosts_changes(node, &found, mirror)?;
+    let unit = unit_change(node, agent)?;
     let mut steps = vec![Step::Note(format!(
         "containerd {}, {}",
         found.version,
         node.containerd_config.display()
     ))];
-    let containerd = containerd_changes(node, &found, &target, mirror.is_some())?;
-    let hosts = match mirror {
-        Some(_) if is_generated(&found) => {
-            steps.push(Step::Note(
-                "k3s and RKE2 write hosts.toml files themselves: name the server in their registries.yaml".to_owned(),
-            ));
-            Vec::new()
-        }
-        Some(mirror) => mirror.changes(&certs_dir(node, &found))?,
-        None => Vec::new(),
-    };
-    let unit = unit_change(node, agent)?;
-    let files = containerd.iter().chain(&hosts).chain(&unit);
-    steps.extend(files.filter(|change| change.is_needed()).map(Change::step));
+    steps.extend(note);
+    let changes = containerd.iter().chain(&hosts).chain(&unit);
+    steps.extend(
+        changes
+            .filter(|change| change.is_needed())
+            .map(Change::step),
+    );
 
     let is_changed = containerd.iter().any(Change::is_needed);
-    let is_loaded = is_loaded(node).await;
+    let is_restarted = is_changed || is_loaded(node).await == Some(false);
+    let mut commands = Vec::new();
+    if unit.iter().any(Change::is_needed) {
+        commands.extend(services::start_agent());
+    }
+    if is_restarted {
+        commands.extend(services::restart_containerd(&node.containerd_services).await);
+    }
     if !is_dry_run {
         changes::apply(&containerd)?;
         if let Err(failure) = check(node, &found, &target).await {
@@ -87,33 +91,31 @@ pub(crate) async fn install(
         changes::apply(&hosts)?;
         changes::apply(unit.as_slice())?;
     }
-    let mut commands = Vec::new();
-    if unit.iter().any(Change::is_needed) {
-        commands.extend(services::start_agent());
+    if is_changed && !node.has_unit {
+        let command = "left to you: run `starlift agent` before containerd".to_owned();
+        steps.push(Step::Note(command));
     }
-    let is_restarted = is_changed || is_loaded == Some(false);
-    if is_restarted {
-        commands.extend(services::restart_containerd(&node.containerd_services).await);
-    }
-    if !node.has_services {
-        if is_changed {
-            let command = "left to you: run `starlift agent` before containerd".to_owned();
-            steps.push(Step::Note(command));
-        }
-        let by_hand = commands.iter().map(|command| command.join(" "));
-        steps.extend(by_hand.map(|line| Step::Note(format!("left to you: {line}"))));
-        return Ok(steps);
-    }
-    steps.extend(commands.iter().map(|command| services::step(command)));
-    if !is_dry_run {
-        for command in &commands {
-            services::run(command).await?;
-        }
-        if is_restarted {
-            wait_until_loaded(node).await?;
-        }
+    let runner = Runner::choose(node.has_services, is_dry_run);
+    steps.extend(runner.run(&commands).await?);
+    if is_restarted && runner == Runner::Installer {
+        wait_until_loaded(node).await?;
     }
     Ok(steps)
+}
+
+/// Returns the changes of hosts.toml files, or the reason why there are none.
+fn hosts_changes(
+    node: &Node,
+    found: &Found,
+    mirror: Option<&Mirror>,
+) -> Result<(Vec<Change>, Option<Step>), Failure> {
+    const GENERATED: &str =
+        "k3s and RKE2 write hosts.toml files themselves: name the server in their registries.yaml";
+    match mirror {
+        Some(_) if is_generated(found) => Ok((Vec::new(), Some(Step::Note(GENERATED.to_owned())))),
+        Some(mirror) => Ok((mirror.changes(&certs_dir(node, found))?, None)),
+        None => Ok((Vec::new(), None)),
+    }
 }
 
 async fn find(node: &Node) -> Result<Found, Failure> {
@@ -205,7 +207,7 @@ fn whole(path: &Path, version: i64, wanted: &[Setting]) -> Result<Change, Failur
 }
 
 fn unit_change(node: &Node, agent: &Agent) -> Result<Option<Change>, Failure> {
-    if !node.has_services {
+    if !node.has_unit {
         return Ok(None);
     }
     let command = unit::Command {

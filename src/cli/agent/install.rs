@@ -46,7 +46,7 @@ struct NodeArgs {
     /// Show the steps, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Write files only; start and restart no service
+    /// Write files only; start and restart no service, and show the commands that do
     #[arg(long)]
     no_services: bool,
     /// containerd's program [default: that of k3s or RKE2, else containerd]
@@ -65,7 +65,7 @@ struct NodeArgs {
     /// The folder of hosts.toml files, if containerd names none [default: /etc/containerd/certs.d]
     #[arg(long, value_name = "DIR")]
     certs_dir: Option<PathBuf>,
-    /// The folder of systemd's units [default: /etc/systemd/system]
+    /// The folder of systemd's units [default: /etc/systemd/system, if systemd runs]
     #[arg(long, value_name = "DIR")]
     unit_dir: Option<PathBuf>,
 }
@@ -81,8 +81,7 @@ impl NodeArgs {
             certs_dir: self.certs_dir.clone(),
             unit_dir: self.unit_dir.clone(),
         };
-        let has_services = !self.no_services && install::has_systemd();
-        Ok(Node::find(&paths, &loaded.config.agent, has_services))
+        Ok(Node::find(&paths, &loaded.config.agent, self.no_services))
     }
 
     /// Returns the flags of the agent that the unit starts.

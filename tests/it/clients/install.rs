@@ -93,6 +93,36 @@ impl<'a> Node<'a> {
     }
 }
 
+/// Checks that systemd takes the agent's unit, if systemd is there.
+fn assert_is_a_unit(place: &Place) {
+    let unit = place.path().join("etc/units/starlift-agent.service");
+    let text = fs::read_to_string(&unit).unwrap();
+    let command = format!(
+        "ExecStart={} agent --address {}",
+        env!("CARGO_BIN_EXE_starlift"),
+        place.path().join("agent.sock").display()
+    );
+    assert!(text.contains(&command), "{text}");
+    let Some(place) = Place::with(&["systemd-analyze"]) else {
+        return;
+    };
+    let mut verify = place.command("systemd-analyze");
+    let verified = verify
+        .args(["verify", "--man=no"])
+        .arg(&unit)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+    // Debian 12's systemd is older than this setting: it ignores it and prints a warning.
+    let of_unit: Vec<&str> = said
+        .lines()
+        .filter(|line| {
+            line.contains("starlift-agent") && !line.contains("FileDescriptorStorePreserve")
+        })
+        .collect();
+    assert!(of_unit.is_empty(), "{said}");
+}
+
 fn pull(image: &str) -> Request<bytes::Bytes> {
     let image = Some(ImageSpec {
         image: image.to_owned(),
@@ -139,6 +169,7 @@ async fn a_pod_starts_lazily_after_the_installation_and_nothing_is_left_after_it
         done.contains("left to you: systemctl restart containerd"),
         "{done}"
     );
+    assert_is_a_unit(&place);
     let installed = node.files();
     let again = node.run(&install);
     assert!(again.ends_with("Nothing to change.\n"), "{again}");
