@@ -1,11 +1,11 @@
 //! Reads files of one layer, from its data file or else from the registry.
 
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use estargz::Chunk;
 use estargz::toc::{Node, NodeId};
-use estargz::{Chunk, Toc};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
@@ -41,8 +41,6 @@ pub struct Layer {
     fetcher: Fetcher,
     readers: Mutex<Vec<Reader>>,
     peer: OnceCell<Option<Peer>>,
-    /// The first chunk of each file, with the file, in order. Made when it is needed.
-    owners: OnceLock<Box<[(u32, FileId)]>>,
 }
 
 /// A sequential reader: the chunk that it will read next, and its read-ahead in bytes.
@@ -64,7 +62,6 @@ impl Layer {
             fetcher,
             readers: Mutex::default(),
             peer: OnceCell::new(),
-            owners: OnceLock::new(),
         }
     }
 
@@ -250,9 +247,11 @@ impl Layer {
         let mut files: Vec<(FileId, Range<u64>)> = Vec::new();
         for piece in self.pieces(bytes) {
             let chunk = self.tree().toc().chunk(piece.number);
-            let (Some(id), Some(chunk)) = (self.owner(piece.number), chunk) else {
+            let owner = self.data().places().file_with(piece.number);
+            let (Some(NodeId(id)), Some(chunk)) = (owner, chunk) else {
                 continue;
             };
+            let id = FileId(id);
             let end = chunk.file_offset + chunk.size;
             match files.last_mut() {
                 Some((last, part)) if *last == id => part.end = end,
@@ -260,13 +259,6 @@ impl Layer {
             }
         }
         files
-    }
-
-    /// Returns the file that has a chunk.
-    fn owner(&self, chunk: u32) -> Option<FileId> {
-        let owners = self.owners.get_or_init(|| owners(self.tree().toc()));
-        let after = owners.partition_point(|(first, _)| *first <= chunk);
-        Some(owners.get(after.checked_sub(1)?)?.1)
     }
 
     /// Whether a chunk is on this node.
@@ -397,17 +389,6 @@ impl Layer {
             held_chunks,
         }
     }
-}
-
-fn owners(toc: &Toc) -> Box<[(u32, FileId)]> {
-    let numbers = 0..u32::try_from(toc.len()).unwrap_or(u32::MAX);
-    let mut owners: Vec<(u32, FileId)> = numbers
-        .filter_map(|number| Some((number, toc.node(NodeId(number))?.chunk_numbers())))
-        .filter(|(_, chunks)| !chunks.is_empty())
-        .map(|(number, chunks)| (chunks.start, FileId(number)))
-        .collect();
-    owners.sort_unstable();
-    owners.into()
 }
 
 /// Copies the parts of the pending chunks to their places, each as soon as its chunk arrives, so

@@ -9,8 +9,13 @@ const SECTIONS: u64 = 128 << 20;
 /// For the JSON and the trees that are built from it: one TOC of the maximum size, or some hundred
 /// ordinary ones.
 const PARSING: u64 = 512 << 20;
-/// For the trees of mounted layers: five million files. A layer that does not fit is unpacked.
+/// For the trees of mounted layers and the tables of their data files: six million files. A layer
+/// that does not fit is unpacked.
 const TREES: u64 = 1 << 30;
+/// A file's place in the data file. A chunk's state, the time of its last use, and its entry in the
+/// index of all chunks, which is at least half full.
+const FILE: u64 = 16;
+const CHUNK: u64 = 1 + 4 + 2 * 17;
 /// A tree takes up to five times its JSON while it is built, and no more than the reader's limits
 /// allow.
 const TREE_GROWTH: u64 = 5;
@@ -94,12 +99,14 @@ impl TocMemory {
         self.parsing.take(json_bytes.saturating_add(tree)).await
     }
 
-    /// Reserves the memory that `toc` takes as long as it is mounted.
+    /// Reserves the memory that a layer takes as long as it is mounted.
     ///
     /// # Errors
     /// If the mounted layers take too much.
     pub fn tree(&self, toc: &Toc) -> Result<Weight, Full> {
-        self.trees.try_take(toc.memory_bytes())
+        let (nodes, chunks) = (toc.len() as u64, toc.chunk_count() as u64);
+        let data = chunks.min(nodes) * FILE + chunks * CHUNK;
+        self.trees.try_take(toc.memory_bytes() + data)
     }
 }
 

@@ -45,6 +45,7 @@ pub struct Piece {
 /// A file with content.
 #[derive(Debug, Clone, Copy)]
 struct FilePlace {
+    node: NodeId,
     first_chunk: u32,
     chunks: u32,
     /// Its first block in the data file.
@@ -53,6 +54,7 @@ struct FilePlace {
 
 /// A file before it has a place.
 struct Unplaced {
+    node: NodeId,
     /// Where its content begins in the blob, and within its member.
     blob: (u64, u64),
     chunks: Range<u32>,
@@ -75,6 +77,7 @@ impl Places {
         for file in unplaced {
             let block = u32::try_from(size / BLOCK).map_err(|_too_large| TooLarge)?;
             files.push(FilePlace {
+                node: file.node,
                 first_chunk: file.chunks.start,
                 chunks: file.chunks.end - file.chunks.start,
                 block,
@@ -109,6 +112,21 @@ impl Places {
         let chunk = toc.chunk(number)?;
         let start = self.with_chunk(number)?.start() + chunk.file_offset;
         Some(start..start + chunk.size)
+    }
+
+    /// Returns the file that has a chunk.
+    pub fn file_with(&self, chunk: u32) -> Option<NodeId> {
+        let file = self.with_chunk(chunk)?;
+        file.numbers().contains(&chunk).then_some(file.node)
+    }
+
+    /// Bytes of memory that the table takes.
+    pub fn memory_bytes(&self) -> u64 {
+        let order = self
+            .by_chunk
+            .as_ref()
+            .map_or(0, |order| size_of_val(&**order));
+        (size_of_val(&*self.files) + order) as u64
     }
 
     /// Returns the pieces of chunks that lie in these bytes of the data file, in order. The bytes
@@ -201,6 +219,7 @@ fn unplaced(toc: &Toc) -> Vec<Unplaced> {
             let stored = file.chunks().find(|chunk| chunk.digest.is_some());
             let begin = |chunk: estargz::Chunk| (chunk.range.start, chunk.inner_offset);
             Unplaced {
+                node: file.id(),
                 // A file of holes has nothing in the blob. It comes last.
                 blob: stored.map_or((u64::MAX, 0), begin),
                 chunks: file.chunk_numbers(),
@@ -241,6 +260,7 @@ mod tests {
     fn files_that_take_more_than_a_data_file_can_have_are_refused() {
         let sizes = |sizes: &[u64]| {
             let file = |(number, size): (u32, &u64)| Unplaced {
+                node: NodeId(number),
                 blob: (u64::from(number), 0),
                 chunks: number..number + 1,
                 size: *size,

@@ -11,10 +11,11 @@ use base64::engine::general_purpose::STANDARD;
 use super::cover::{Cover, Covered};
 use super::error::TocError;
 use super::json::{self, RawEntry};
-use super::names::Names;
+use super::names::{DraftName, Names};
 use super::owners::Owners;
+use super::pack::{self, Draft};
 use super::path::{components, lossy};
-use super::tree::{Inode, Kind, Name, Run, Span, Toc};
+use super::tree::{Kind, Run, Span, Toc};
 use crate::codec::Codec;
 use crate::digest::Digest;
 use crate::entry::EntryKind;
@@ -44,7 +45,7 @@ pub(super) fn toc(
 /// A tree under construction, entry by entry.
 pub(crate) struct Builder<'l> {
     limits: &'l Limits,
-    inodes: Vec<Inode>,
+    inodes: Vec<DraftInode>,
     names: Names,
     cover: Cover,
     xattrs: Vec<(Span, Span)>,
@@ -53,7 +54,7 @@ pub(crate) struct Builder<'l> {
 
 impl<'l> Builder<'l> {
     pub(crate) fn new(payload_end: u64, limits: &'l Limits) -> Self {
-        let inodes = vec![Inode::implied()];
+        let inodes = vec![DraftInode::implied()];
         let cover = Cover::new(payload_end);
         Self {
             limits,
@@ -94,7 +95,7 @@ impl<'l> Builder<'l> {
         Ok(())
     }
 
-    fn inode(&mut self, entry: &RawEntry<'_>) -> Result<Inode, TocError> {
+    fn inode(&mut self, entry: &RawEntry<'_>) -> Result<DraftInode, TocError> {
         let kind = match entry.kind {
             EntryKind::Dir => Kind::Directory,
             EntryKind::Symlink => Kind::Symlink,
@@ -119,6 +120,15 @@ impl<'l> Builder<'l> {
                 Span::default()
             }
         };
+        let content = match kind {
+            Kind::CharDevice | Kind::BlockDevice => Run {
+                first: low_half(entry.dev_major),
+                count: low_half(entry.dev_minor),
+            },
+            Kind::Directory | Kind::File | Kind::Symlink | Kind::Fifo | Kind::DanglingLink => {
+                Run::default()
+            }
+        };
         let modified = Time::from_rfc3339(&entry.mod_time);
         let (user, group) = self.owners.of(entry);
         if self.owners.len() > self.limits.max_owners as usize {
@@ -127,20 +137,18 @@ impl<'l> Builder<'l> {
                 limit: u64::from(self.limits.max_owners),
             });
         }
-        Ok(Inode {
+        Ok(DraftInode {
             kind,
             mode: u16::try_from(entry.mode & MODE_BITS).unwrap_or_default(),
             uid: low_half(entry.uid),
             gid: low_half(entry.gid),
             user,
             group,
-            mod_seconds: modified.seconds,
-            mod_nanos: modified.nanoseconds,
-            size: if kind == Kind::File { entry.size } else { 0 },
+            modified,
+            content,
             xattrs: self.keep_xattrs(entry)?,
             target,
-            device: (low_half(entry.dev_major), low_half(entry.dev_minor)),
-            ..Inode::implied()
+            ..DraftInode::implied()
         })
     }
 
@@ -169,7 +177,7 @@ impl<'l> Builder<'l> {
     }
 
     /// Places `inode` at `path` and returns its number.
-    fn place(&mut self, path: &[&[u8]], inode: Inode) -> Result<u32, TocError> {
+    fn place(&mut self, path: &[&[u8]], inode: DraftInode) -> Result<u32, TocError> {
         let Some((name, parents)) = path.split_last() else {
             return self.replace_root(inode);
         };
@@ -195,7 +203,7 @@ impl<'l> Builder<'l> {
         Ok(number)
     }
 
-    fn replace_root(&mut self, inode: Inode) -> Result<u32, TocError> {
+    fn replace_root(&mut self, inode: DraftInode) -> Result<u32, TocError> {
         if !inode.is_directory() {
             return Err(TocError::Name {
                 path: "/".to_owned(),
@@ -206,7 +214,7 @@ impl<'l> Builder<'l> {
     }
 
     /// Returns the inode itself, or the number of the inode that it is a hard link to.
-    fn resolved(&self, inode: Inode, path: &[&[u8]]) -> Placed {
+    fn resolved(&self, inode: DraftInode, path: &[&[u8]]) -> Placed {
         if inode.kind != Kind::DanglingLink {
             return Placed::New(inode);
         }
@@ -246,7 +254,7 @@ impl<'l> Builder<'l> {
             number = match self.names.find(number, name) {
                 Some(position) => self.names.table[position as usize].inode,
                 None => {
-                    let implied = self.number(Placed::New(Inode::implied()))?;
+                    let implied = self.number(Placed::New(DraftInode::implied()))?;
                     self.names
                         .add(number, name, implied, self.limits.max_names)?;
                     implied
@@ -321,31 +329,49 @@ impl<'l> Builder<'l> {
         let Names { table, arena, .. } = self.names;
         let mut names = reachable(table, &self.inodes);
         names.sort_unstable_by(|a, b| {
-            let text = |name: &Name| &arena[name.text.range()];
+            let text = |name: &DraftName| &arena[name.text.range()];
             a.parent.cmp(&b.parent).then_with(|| text(a).cmp(text(b)))
         });
         number_children(&names, &mut self.inodes);
         count_links(&names, &mut self.inodes);
-        let owners = self.owners.texts;
-        Ok(Toc {
+        pack::toc(Draft {
             digest,
             codec,
             inodes: self.inodes,
             names,
             chunks: self.cover.finish(),
             xattrs: self.xattrs,
-            owners,
+            owners: self.owners.texts,
             arena,
         })
     }
 }
 
+/// An inode while the tree is built.
+#[derive(Debug, Clone)]
+pub(super) struct DraftInode {
+    pub(super) kind: Kind,
+    pub(super) mode: u16,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// The numbers of their names.
+    pub(super) user: u32,
+    pub(super) group: u32,
+    pub(super) links: u32,
+    pub(super) modified: Time,
+    /// Chunks of a file, names in a directory, or the major and minor number of a device.
+    pub(super) content: Run,
+    pub(super) xattrs: Run,
+    /// Target of a symbolic or dangling hard link.
+    pub(super) target: Span,
+}
+
 enum Placed {
-    New(Inode),
+    New(DraftInode),
     Old(u32),
 }
 
-impl Inode {
+impl DraftInode {
     fn implied() -> Self {
         Self {
             kind: Kind::Directory,
@@ -355,13 +381,10 @@ impl Inode {
             user: Owners::NOBODY,
             group: Owners::NOBODY,
             links: 0,
-            mod_nanos: 0,
-            mod_seconds: 0,
-            size: 0,
+            modified: Time::default(),
             content: Run::default(),
             xattrs: Run::default(),
             target: Span::default(),
-            device: (0, 0),
         }
     }
 
@@ -372,7 +395,7 @@ impl Inode {
 
 /// Returns the names that are reachable from the root. Those below a directory that another entry
 /// replaced are not. The name of a parent comes before those of its children.
-fn reachable(mut names: Vec<Name>, inodes: &[Inode]) -> Vec<Name> {
+fn reachable(mut names: Vec<DraftName>, inodes: &[DraftInode]) -> Vec<DraftName> {
     let mut live = vec![false; inodes.len()];
     live[ROOT as usize] = true;
     names.retain(|name| {
@@ -387,7 +410,7 @@ fn reachable(mut names: Vec<Name>, inodes: &[Inode]) -> Vec<Name> {
 }
 
 /// `names` are sorted by parent.
-fn number_children(names: &[Name], inodes: &mut [Inode]) {
+fn number_children(names: &[DraftName], inodes: &mut [DraftInode]) {
     let mut first = 0;
     for siblings in names.chunk_by(|a, b| a.parent == b.parent) {
         let count = u32::try_from(siblings.len()).unwrap_or(u32::MAX);
@@ -396,7 +419,7 @@ fn number_children(names: &[Name], inodes: &mut [Inode]) {
     }
 }
 
-fn count_links(names: &[Name], inodes: &mut [Inode]) {
+fn count_links(names: &[DraftName], inodes: &mut [DraftInode]) {
     inodes[ROOT as usize].links = 2;
     for name in names {
         let directory = inodes[name.inode as usize].is_directory();

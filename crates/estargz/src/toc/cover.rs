@@ -1,10 +1,11 @@
 //! Checks that the chunks of a file follow each other from its first byte to its last, inside the
 //! blob.
 
+use super::chunks::DraftChunk;
 use super::error::TocError;
 use super::json::RawEntry;
 use super::path::lossy;
-use super::tree::{PackedChunk, Run};
+use super::tree::Run;
 use crate::chunk::member_bound;
 use crate::digest::Digest;
 use crate::entry::EntryKind;
@@ -16,7 +17,7 @@ const HOLE: &str = "zeros";
 /// The chunks of all files, and the file whose chunks are not complete.
 #[derive(Debug)]
 pub(super) struct Cover {
-    pub(super) chunks: Vec<PackedChunk>,
+    pub(super) chunks: Vec<DraftChunk>,
     payload_end: u64,
     open: Option<OpenFile>,
 }
@@ -102,7 +103,7 @@ impl Cover {
         }
         let whole = size == open.size;
         open.covered += size;
-        let place = PackedChunk {
+        let place = DraftChunk {
             offset: entry.offset,
             end: entry.end_offset,
             inner_offset: entry.inner_offset,
@@ -136,7 +137,7 @@ impl Cover {
 
     /// Sets the end of each chunk: where the next content in the blob begins, but no further than
     /// its size can need.
-    pub(super) fn finish(mut self) -> Vec<PackedChunk> {
+    pub(super) fn finish(mut self) -> Vec<DraftChunk> {
         let held = self.chunks.iter().filter(|chunk| chunk.digest.is_some());
         let mut starts: Vec<u64> = held.map(|chunk| chunk.offset).collect();
         starts.sort_unstable();
@@ -153,7 +154,6 @@ impl Cover {
             let bound = member_bound(chunk.inner_offset.saturating_add(chunk.size));
             chunk.end = chunk.end.min(chunk.offset.saturating_add(bound));
         }
-        self.chunks.shrink_to_fit();
         self.chunks
     }
 
@@ -171,13 +171,13 @@ impl Cover {
     fn locate(
         &self,
         entry: &RawEntry<'_>,
-        place: PackedChunk,
+        place: DraftChunk,
         whole: bool,
-    ) -> Result<PackedChunk, TocError> {
+    ) -> Result<DraftChunk, TocError> {
         let path = || entry.name.clone().into_owned();
         match entry.chunk_type.as_ref() {
             HOLE => {
-                return Ok(PackedChunk {
+                return Ok(DraftChunk {
                     offset: 0,
                     end: 0,
                     inner_offset: 0,
@@ -209,7 +209,7 @@ impl Cover {
         let digest: Digest = text
             .parse()
             .map_err(|_unusable| TocError::NoDigest { path: path() })?;
-        Ok(PackedChunk {
+        Ok(DraftChunk {
             digest: Some(digest),
             ..place
         })

@@ -5,11 +5,13 @@
 //! ```
 
 pub(crate) mod build;
+mod chunks;
 mod cover;
 mod error;
 pub(crate) mod json;
 mod names;
 pub(crate) mod owners;
+mod pack;
 mod path;
 mod tree;
 pub(crate) mod unverified;

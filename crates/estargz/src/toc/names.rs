@@ -5,12 +5,20 @@ use std::hash::{BuildHasher, RandomState};
 use hashbrown::HashTable;
 
 use super::error::TocError;
-use super::tree::{Name, Span};
+use super::tree::Span;
+
+/// A name while the tree is built.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DraftName {
+    pub(super) parent: u32,
+    pub(super) inode: u32,
+    pub(super) text: Span,
+}
 
 /// Names and their bytes.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    pub(super) table: Vec<Name>,
+    pub(super) table: Vec<DraftName>,
     pub(super) arena: Vec<u8>,
     index: HashTable<u32>,
     /// Seeded: a TOC cannot choose names that collide.
@@ -62,7 +70,7 @@ impl Names {
             return Err(over);
         };
         let span = self.keep(text)?;
-        self.table.push(Name {
+        self.table.push(DraftName {
             parent,
             inode,
             text: span,

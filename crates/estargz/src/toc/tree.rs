@@ -1,7 +1,9 @@
-//! The file tree of a verified TOC, packed: inodes, the names that lead to them, and chunks.
+//! The file tree of a verified TOC, packed: inodes, the names that lead to them, and chunks. A file
+//! of one chunk takes 88 bytes and its name.
 
 use std::ops::Range;
 
+use super::chunks::{Chunks, DraftChunk};
 use crate::chunk::Chunk;
 use crate::codec::Codec;
 use crate::digest::Digest;
@@ -12,13 +14,18 @@ use crate::time::Time;
 pub struct Toc {
     pub(super) digest: Digest,
     pub(super) codec: Codec,
-    pub(super) inodes: Vec<Inode>,
-    /// Sorted by parent and name.
-    pub(super) names: Vec<Name>,
-    pub(super) chunks: Vec<PackedChunk>,
-    pub(super) xattrs: Vec<(Span, Span)>,
-    pub(super) owners: Vec<String>,
-    pub(super) arena: Vec<u8>,
+    pub(super) inodes: Box<[Inode]>,
+    /// The times that an [`Inode`] has no room for, by the number of the inode.
+    pub(super) times: Box<[(u32, Time)]>,
+    /// Sorted by parent and text. The last one is none: it says where the text before it ends.
+    pub(super) names: Box<[Name]>,
+    pub(super) chunks: Chunks,
+    /// Runs of `xattrs`, by the number of the inode.
+    pub(super) attributes: Box<[(u32, Run)]>,
+    pub(super) xattrs: Box<[(Span, Span)]>,
+    pub(super) owners: Box<[Owner]>,
+    pub(super) texts: Box<[Box<str>]>,
+    pub(super) arena: Box<[u8]>,
 }
 
 /// Bytes of the arena.
@@ -35,41 +42,36 @@ pub(super) struct Run {
     pub(super) count: u32,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Inode {
     pub(super) kind: Kind,
+    /// Whether the time is in [`Toc::times`]: it has nanoseconds, or is not between 1970 and 2106.
+    pub(super) has_exact_time: bool,
     pub(super) mode: u16,
+    /// The number of its [`Owner`].
+    pub(super) owner: u32,
+    pub(super) links: u32,
+    pub(super) seconds: u32,
+    /// Chunks of a file, names in a directory, the target of a link in the arena, or the major and
+    /// minor number of a device.
+    pub(super) content: Run,
+}
+
+/// The owners of a node. Few are different.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Owner {
     pub(super) uid: u32,
     pub(super) gid: u32,
+    /// The numbers of their names.
     pub(super) user: u32,
     pub(super) group: u32,
-    pub(super) links: u32,
-    pub(super) mod_nanos: u32,
-    pub(super) mod_seconds: i64,
-    pub(super) size: u64,
-    /// Chunks of a file, names in a directory.
-    pub(super) content: Run,
-    pub(super) xattrs: Run,
-    /// Target of a symbolic or dangling hard link.
-    pub(super) target: Span,
-    pub(super) device: (u32, u32),
 }
 
+/// A name. Its text ends where that of the next one begins.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Name {
-    pub(super) parent: u32,
     pub(super) inode: u32,
-    pub(super) text: Span,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(super) struct PackedChunk {
-    pub(super) offset: u64,
-    pub(super) end: u64,
-    pub(super) inner_offset: u64,
-    pub(super) file_offset: u64,
-    pub(super) size: u64,
-    pub(super) digest: Option<Digest>,
+    pub(super) start: u32,
 }
 
 /// The type of a node.
@@ -137,7 +139,7 @@ impl Toc {
 
     /// Whether the root is the only node.
     pub fn is_empty(&self) -> bool {
-        self.names.is_empty()
+        self.names.len() <= 1
     }
 
     /// Chunks of all files.
@@ -147,22 +149,23 @@ impl Toc {
 
     /// Bytes of memory that the tree takes.
     pub fn memory_bytes(&self) -> u64 {
-        let tables =
-            size_of_val(&*self.inodes) + size_of_val(&*self.names) + size_of_val(&*self.chunks);
-        let owners: usize = self
-            .owners
-            .iter()
-            .map(|name| size_of::<String>() + name.len())
-            .sum();
-        (size_of::<Self>() + tables + size_of_val(&*self.xattrs) + self.arena.len() + owners) as u64
+        let tables = size_of_val(&*self.inodes)
+            + size_of_val(&*self.times)
+            + size_of_val(&*self.names)
+            + self.chunks.memory_bytes()
+            + size_of_val(&*self.attributes)
+            + size_of_val(&*self.xattrs)
+            + size_of_val(&*self.owners)
+            + size_of_val(&*self.texts);
+        let texts: usize = self.texts.iter().map(|text| text.len()).sum();
+        (size_of::<Self>() + tables + texts + self.arena.len()) as u64
     }
 
     /// Returns the chunk with this number, below [`Toc::chunk_count`]. Chunks are numbered in the
     /// order of the TOC, which in most TOCs is that of the blob.
     pub fn chunk(&self, number: u32) -> Option<Chunk> {
-        self.chunks
-            .get(number as usize)
-            .map(|chunk| chunk.unpack(self.codec))
+        let chunk = self.chunks.get(number as usize);
+        chunk.map(|chunk| chunk.chunk(self.codec))
     }
 
     /// The node at `path`, which may begin with `/` or `./`. Symbolic links are not followed.
@@ -196,6 +199,11 @@ impl Toc {
     fn bytes(&self, span: Span) -> &[u8] {
         &self.arena[span.range()]
     }
+
+    fn text(&self, name: usize) -> &[u8] {
+        let [start, end] = [name, name + 1].map(|name| self.names[name].start as usize);
+        &self.arena[start..end]
+    }
 }
 
 /// Iterator of [`Toc::entries`].
@@ -212,21 +220,19 @@ impl<'a> Iterator for Entries<'a> {
         let (name, mut path) = loop {
             let (run, prefix) = self.open.last_mut()?;
             if let Some(index) = run.next() {
-                break (self.toc.names[index], prefix.clone());
+                break (index, prefix.clone());
             }
             self.open.pop();
         };
-        path.extend_from_slice(self.toc.bytes(name.text));
-        let below = self.toc.run_of_names(name.inode);
+        path.extend_from_slice(self.toc.text(name));
+        let id = self.toc.names[name].inode;
+        let below = self.toc.run_of_names(id);
         if !below.is_empty() {
             self.open.push((below, [path.as_slice(), b"/"].concat()));
         }
         Some(Located {
             path,
-            node: Node {
-                toc: self.toc,
-                id: name.inode,
-            },
+            node: Node { toc: self.toc, id },
         })
     }
 }
@@ -249,22 +255,22 @@ impl<'a> Node<'a> {
 
     /// The owner.
     pub fn uid(&self) -> u32 {
-        self.inode().uid
+        self.owner().uid
     }
 
     /// The group.
     pub fn gid(&self) -> u32 {
-        self.inode().gid
+        self.owner().gid
     }
 
     /// The owner's name, empty if the TOC has none.
     pub fn user(&self) -> &'a str {
-        &self.toc.owners[self.inode().user as usize]
+        &self.toc.texts[self.owner().user as usize]
     }
 
     /// The group's name, empty if the TOC has none.
     pub fn group(&self) -> &'a str {
-        &self.toc.owners[self.inode().group as usize]
+        &self.toc.texts[self.owner().group as usize]
     }
 
     /// The number of names of this node. For a directory it is 2 and the number of its
@@ -275,28 +281,51 @@ impl<'a> Node<'a> {
 
     /// The time of the last modification.
     pub fn modified(&self) -> Time {
-        self.inode().modified()
+        let inode = self.inode();
+        let exact = || find(&self.toc.times, self.id).copied();
+        let whole = Time {
+            seconds: i64::from(inode.seconds),
+            nanoseconds: 0,
+        };
+        if inode.has_exact_time {
+            exact().unwrap_or(whole)
+        } else {
+            whole
+        }
     }
 
     /// Bytes of a regular file; 0 for everything else.
     pub fn size(&self) -> u64 {
-        self.inode().size
+        let last = self.chunk_numbers().next_back();
+        let last = last.and_then(|number| self.toc.chunks.get(number as usize));
+        last.map_or(0, |chunk| chunk.file_offset + chunk.size)
     }
 
     /// The target of a symbolic link or a dangling hard link; otherwise empty.
     pub fn target(&self) -> &'a [u8] {
-        self.toc.bytes(self.inode().target)
+        let inode = self.inode();
+        match inode.kind {
+            Kind::Symlink | Kind::DanglingLink => self.toc.bytes(inode.content.into()),
+            Kind::Directory | Kind::File | Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => &[],
+        }
     }
 
-    /// Major and minor number of a device.
+    /// Major and minor number of a device; 0 for everything else.
     pub fn device(&self) -> (u32, u32) {
-        self.inode().device
+        let inode = self.inode();
+        match inode.kind {
+            Kind::CharDevice | Kind::BlockDevice => (inode.content.first, inode.content.count),
+            Kind::Directory | Kind::File | Kind::Symlink | Kind::Fifo | Kind::DanglingLink => {
+                (0, 0)
+            }
+        }
     }
 
     /// Extended attributes in order of their names.
     pub fn xattrs(&self) -> impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
         let toc = self.toc;
-        toc.xattrs[self.inode().xattrs.range()]
+        let run = find(&toc.attributes, self.id).copied().unwrap_or_default();
+        toc.xattrs[run.range()]
             .iter()
             .map(|(name, value)| (toc.bytes(*name), toc.bytes(*value)))
     }
@@ -313,39 +342,31 @@ impl<'a> Node<'a> {
         start: usize,
     ) -> impl ExactSizeIterator<Item = (&'a [u8], Node<'a>)> + use<'a> {
         let toc = self.toc;
-        let names = toc.names[toc.run_of_names(self.id)]
-            .get(start..)
-            .unwrap_or_default();
-        names.iter().map(|name| {
-            (
-                toc.bytes(name.text),
-                Node {
-                    toc,
-                    id: name.inode,
-                },
-            )
+        let Range { start: first, end } = toc.run_of_names(self.id);
+        let names = first.saturating_add(start).min(end)..end;
+        names.map(move |name| {
+            let id = toc.names[name].inode;
+            (toc.text(name), Node { toc, id })
         })
     }
 
     /// The node with this name in a directory.
     pub fn child(&self, name: &[u8]) -> Option<Node<'a>> {
         let toc = self.toc;
-        let names = &toc.names[toc.run_of_names(self.id)];
-        let index = names
-            .binary_search_by(|probe| toc.bytes(probe.text).cmp(name))
-            .ok()?;
-        Some(Node {
-            toc,
-            id: names[index].inode,
-        })
+        let names = toc.run_of_names(self.id);
+        let found = first_not(names.clone(), |probe| toc.text(probe) < name);
+        let id = toc.names[found].inode;
+        (found < names.end && toc.text(found) == name).then_some(Node { toc, id })
     }
 
     /// The chunks of a regular file, in order, without a gap.
     pub fn chunks(&self) -> impl ExactSizeIterator<Item = Chunk> + use<'a> {
-        let codec = self.toc.codec;
-        self.packed_chunks()
-            .iter()
-            .map(move |chunk| chunk.unpack(codec))
+        let (toc, Range { start, end }) = (self.toc, self.chunk_numbers());
+        (start as usize..end as usize).map(move |number| {
+            // The numbers of a file's chunks are within the table.
+            let chunk = toc.chunks.get(number).unwrap_or(DraftChunk::EMPTY);
+            chunk.chunk(toc.codec)
+        })
     }
 
     /// The chunk that holds the byte at `offset` of a regular file.
@@ -356,11 +377,14 @@ impl<'a> Node<'a> {
     /// The number, for [`Toc::chunk`], of the chunk that holds the byte at `offset` of a regular
     /// file.
     pub fn chunk_number_at(&self, offset: u64) -> Option<u32> {
-        let before = self
-            .packed_chunks()
-            .partition_point(|chunk| chunk.file_offset <= offset);
-        let index = u32::try_from(before.checked_sub(1)?).ok()?;
-        (offset < self.size()).then(|| self.chunk_numbers().start + index)
+        let Range { start, end } = self.chunk_numbers();
+        let numbers = start as usize..end as usize;
+        let file_offset = |number| self.toc.chunks.file_offset(number);
+        let after = first_not(numbers, |number| {
+            file_offset(number).is_some_and(|begin| begin <= offset)
+        });
+        let number = u32::try_from(after.checked_sub(1)?).ok()?;
+        (number >= start && offset < self.size()).then_some(number)
     }
 
     /// The numbers of a regular file's chunks, for [`Toc::chunk`].
@@ -374,48 +398,12 @@ impl<'a> Node<'a> {
         first..first + count
     }
 
-    fn packed_chunks(&self) -> &'a [PackedChunk] {
-        let inode = self.inode();
-        if inode.kind == Kind::File {
-            &self.toc.chunks[inode.content.range()]
-        } else {
-            &[]
-        }
-    }
-
     fn inode(&self) -> &'a Inode {
         &self.toc.inodes[self.id as usize]
     }
-}
 
-impl Inode {
-    /// Two fields take less room than a [`Time`] with its padding.
-    fn modified(&self) -> Time {
-        Time {
-            seconds: self.mod_seconds,
-            nanoseconds: self.mod_nanos,
-        }
-    }
-}
-
-impl PackedChunk {
-    fn unpack(&self, codec: Codec) -> Chunk {
-        let Self {
-            offset,
-            end,
-            inner_offset,
-            file_offset,
-            size,
-            digest,
-        } = *self;
-        Chunk {
-            range: offset..end,
-            inner_offset,
-            file_offset,
-            size,
-            digest,
-            codec,
-        }
+    fn owner(&self) -> &'a Owner {
+        &self.toc.owners[self.inode().owner as usize]
     }
 }
 
@@ -428,5 +416,54 @@ impl Span {
 impl Run {
     pub(super) fn range(self) -> Range<usize> {
         self.first as usize..self.first as usize + self.count as usize
+    }
+}
+
+impl From<Span> for Run {
+    fn from(Span { start, len }: Span) -> Self {
+        Self {
+            first: start,
+            count: len,
+        }
+    }
+}
+
+impl From<Run> for Span {
+    fn from(Run { first, count }: Run) -> Self {
+        Self {
+            start: first,
+            len: count,
+        }
+    }
+}
+
+/// Returns the value of an inode in a table that only some have.
+fn find<T>(table: &[(u32, T)], inode: u32) -> Option<&T> {
+    let found = table.binary_search_by_key(&inode, |(number, _)| *number);
+    found.ok().map(|index| &table[index].1)
+}
+
+/// Returns the first number for which `is_before` is false, or the end. The numbers for which it is
+/// true come first.
+fn first_not(numbers: Range<usize>, is_before: impl Fn(usize) -> bool) -> usize {
+    let Range { mut start, mut end } = numbers;
+    while start < end {
+        let middle = start + (end - start) / 2;
+        if is_before(middle) {
+            start = middle + 1;
+        } else {
+            end = middle;
+        }
+    }
+    start
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inode_takes_24_bytes_and_a_name_8_and_its_text() {
+        assert_eq!((size_of::<Inode>(), size_of::<Name>()), (24, 8));
     }
 }

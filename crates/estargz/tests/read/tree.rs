@@ -161,3 +161,54 @@ fn holes_of_containers_storage_are_read() {
     assert_eq!(chunks[0].decode(b"").unwrap(), [0; 6]);
     assert_eq!(chunks[1].range, 70..90);
 }
+
+#[test]
+fn attributes_that_few_nodes_have_stay_with_their_node() {
+    let label = r#""xattrs":{"security.label":"bGFiZWw="}"#;
+    let toc = entries(&[
+        r#"{"name":"past","type":"fifo","modtime":"1960-01-01T00:00:00Z"}"#,
+        &format!(r#"{{"name":"exact","type":"dir","modtime":"2020-09-13T12:26:40.25Z",{label}}}"#),
+        r#"{"name":"plain","type":"fifo","modtime":"2020-09-13T12:26:40Z","uid":7,"userName":"seven"}"#,
+        &format!(r#"{{"name":"far","type":"symlink","modtime":"2200-01-01T00:00:00Z","linkName":"x/y",{label}}}"#),
+        r#"{"name":"disk","type":"block","devMajor":8,"devMinor":70000,"xattrs":{"user.a":"","user.b":"Yg=="}}"#,
+        r#"{"name":"file","type":"fifo","devMajor":8,"devMinor":1}"#,
+    ])
+    .unwrap();
+    let node = |name: &str| toc.lookup(name).unwrap();
+    let time = |name| {
+        (
+            node(name).modified().seconds,
+            node(name).modified().nanoseconds,
+        )
+    };
+    assert_eq!(
+        ["past", "exact", "plain", "far", "disk"].map(time),
+        [
+            (-315_619_200, 0),
+            (1_600_000_000, 250_000_000),
+            (1_600_000_000, 0),
+            (7_258_118_400, 0),
+            (0, 0)
+        ]
+    );
+    let xattrs = |name| node(name).xattrs().collect::<Vec<_>>();
+    let labels: [(&[u8], &[u8]); 1] = [(b"security.label", b"label")];
+    assert_eq!(
+        (xattrs("exact"), xattrs("far")),
+        (labels.into(), labels.into())
+    );
+    let two: [(&[u8], &[u8]); 2] = [(b"user.a", b""), (b"user.b", b"b")];
+    assert_eq!(xattrs("disk"), two);
+    assert!(xattrs("plain").is_empty() && xattrs("past").is_empty());
+    assert_eq!((node("plain").uid(), node("plain").user()), (7, "seven"));
+    assert_eq!((node("far").uid(), node("far").user()), (0, ""));
+    assert_eq!(
+        (node("far").target(), node("disk").target()),
+        (&b"x/y"[..], &b""[..])
+    );
+    assert_eq!(
+        (node("disk").device(), node("file").device()),
+        ((8, 70_000), (0, 0))
+    );
+    assert_eq!(toc.root().links(), 3);
+}
