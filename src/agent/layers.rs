@@ -36,6 +36,7 @@ use super::spec::LayerSpec;
 use super::toc_memory::{SectionWeight, TocMemory};
 use super::tree::{FileId, Tree};
 use crate::budget::Weight;
+use crate::layers::digest::to_format;
 use crate::oci::Digest;
 use crate::telemetry::log::chain;
 use crate::telemetry::metrics::metrics;
@@ -184,8 +185,19 @@ impl Layers {
             let mount = self.by_number(number)?;
             Some(Arc::clone(self.layer(&mount).ok()?.data()))
         };
+        let durable = |number| self.durable(&self.by_number(number)?.record);
         let named = |mount: &Arc<Mount>| (mount.record.number, mount.record.data_name());
-        self.erofs.restore(layers.map(named), load);
+        self.erofs.restore(layers.map(named), load, durable);
+    }
+
+    /// Returns the data file of a layer, if it is complete and durable.
+    fn durable(&self, record: &Record) -> Option<PathBuf> {
+        let TocDigest::Json(toc) = &record.toc_digest else {
+            return None;
+        };
+        let (store, name) = (self.fetcher.store(), record.data_name());
+        let toc = to_format(toc).ok()?;
+        store.is_durable(&name, &toc).then(|| store.path(&name))
     }
 
     /// Prepares layers for a container that is about to start on them. Makes the kernel read those
@@ -211,6 +223,9 @@ impl Layers {
     /// Returns the layer if it is complete and its content must be compared with its digests first.
     fn make_one_native(&self, number: u64) -> Option<(u64, Arc<LayerData>)> {
         let mount = self.by_number(number)?;
+        if let Some(Ok(layer)) = mount.loaded() {
+            layer.data().mark_used();
+        }
         let is_recorded = !self.config.record.is_zero() && !mount.was_used();
         if is_recorded || !self.erofs.is_served(number) {
             return None;

@@ -28,6 +28,7 @@ pub mod layers;
 pub mod mount;
 mod mounted;
 pub mod mountpoint;
+mod native;
 pub mod notify;
 pub mod observe;
 mod opening;

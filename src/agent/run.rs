@@ -17,6 +17,7 @@ use super::keeper::Keeper;
 use super::layer_mount::LayerMount;
 use super::layers::Layers;
 use super::mounted::Mounted;
+use super::native::Natives;
 use super::server::{self, ServeError};
 use super::snapshots::{self, Snapshots};
 use super::snapshotter::Snapshotter;
@@ -126,6 +127,8 @@ pub async fn run(
     let resuming = tokio::spawn(async move { resumed.resume().await });
     let kept_data = Arc::clone(&layers);
     let syncing = tokio::spawn(async move { kept_data.keep_data().await });
+    let natives = Natives::new(Arc::clone(&layers), Arc::clone(&snapshots));
+    let keeping_native = tokio::spawn(natives.keep());
     tracing::info!(
         address = %config.address.display(),
         root = %root.display(),
@@ -152,6 +155,7 @@ pub async fn run(
     mounts.iter().for_each(JoinHandle::abort);
     resuming.abort();
     syncing.abort();
+    keeping_native.abort();
     api.abort();
     outcome
 }

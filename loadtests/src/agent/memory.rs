@@ -1,8 +1,10 @@
 //! Measures how much memory a layer of very many files takes, and how long its mount takes.
 
-use std::time::Instant;
+use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-use super::{Arguments, LAZY, REFERENCE};
+use super::{Arguments, EROFS, LAZY, REFERENCE};
 use crate::figures::{Spread, float};
 use crate::images::Image;
 use crate::node::{Node, Snapshotter};
@@ -10,6 +12,8 @@ use crate::plot::{Bar, Bars, Plot};
 use crate::report::Report;
 use crate::server::{self, Server};
 
+/// The time in which a snapshotter may return memory that it no longer needs.
+const WHILE: Duration = Duration::from_secs(60);
 /// The number of files to which the figures are scaled.
 const PER: f64 = 100_000.0;
 
@@ -22,6 +26,12 @@ struct Run {
     before: f64,
     mounted: f64,
     walked: f64,
+    /// A while after the walk.
+    quiet: f64,
+    /// When every file had been read.
+    read: f64,
+    /// A while after that.
+    read_quiet: f64,
     peak: f64,
 }
 
@@ -41,7 +51,7 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
             image.name
         ))?;
         let reference = format!("{address}/{}/image:1", image.name);
-        let mut runs = [LAZY, REFERENCE].map(|contestant| (contestant, Vec::new()));
+        let mut runs = [LAZY, EROFS, REFERENCE].map(|contestant| (contestant, Vec::new()));
         for _ in 0..arguments.rounds {
             for (contestant, runs) in &mut runs {
                 runs.push(once(arguments, contestant, &reference, count)?);
@@ -52,7 +62,7 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
             let hundred_thousands = float(count as u64) / PER;
             let per = Spread::of(
                 runs.iter()
-                    .map(|run| (run.walked - run.before) / hundred_thousands),
+                    .map(|run| (run.quiet - run.before) / hundred_thousands),
             );
             rows.push(vec![
                 count.to_string(),
@@ -61,8 +71,11 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
                 spread(|run| run.before).show(0),
                 spread(|run| run.mounted).show(0),
                 spread(|run| run.walked).show(0),
-                spread(|run| run.peak).show(0),
+                spread(|run| run.quiet).show(0),
                 per.show(1),
+                spread(|run| run.read).show(0),
+                spread(|run| run.read_quiet).show(0),
+                spread(|run| run.peak).show(0),
             ]);
             let (value, least, most) = (per.median, per.least, per.most);
             bars.push(Bar {
@@ -81,12 +94,16 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
         "MiB before",
         "MiB mounted",
         "MiB walked",
+        "a minute later",
+        "more than before, per 100k files",
+        "MiB when all was read",
+        "a minute later",
         "peak MiB",
-        "MiB per 100k files, walked",
     ];
     report.table("A layer of many files", &head, rows);
     report.plot(Plot::Bars(Bars {
-        title: "Resident memory per 100k files, after a walk (whisker: least and most)".to_owned(),
+        title: "Resident memory per 100k files, a minute after a walk (whisker: least and most)"
+            .to_owned(),
         unit: "MiB",
         bars,
         marks: Vec::new(),
@@ -101,15 +118,14 @@ fn once(
     count: usize,
 ) -> anyhow::Result<Run> {
     let place = tempfile::tempdir()?;
-    let snapshotter = if contestant == LAZY {
-        Snapshotter::starlift(
-            LAZY,
-            &arguments.starlift,
-            place.path(),
-            &[("BACKGROUND", "off")],
-        )?
-    } else {
-        Snapshotter::reference(REFERENCE, place.path())?
+    let agent = |driver| {
+        let settings = [("BACKGROUND", "off"), ("DRIVER", driver)];
+        Snapshotter::starlift(contestant, &arguments.starlift, place.path(), &settings)
+    };
+    let snapshotter = match contestant {
+        LAZY => agent("fuse")?,
+        EROFS => agent("erofs")?,
+        _ => Snapshotter::reference(contestant, place.path())?,
     };
     let node = Node::start(place.path(), vec![snapshotter])?;
     let daemon = node.daemon(contestant)?;
@@ -118,13 +134,24 @@ fn once(
     let tree = node.pull_and_mount(image, contestant, "many")?;
     let seconds = begun.elapsed().as_secs_f64();
     let mounted = daemon.memory()?;
-    let found = super::reads::files(&tree.target)?.len();
-    anyhow::ensure!(found == count, "{found} files of {count}");
+    let files = super::reads::files(&tree.target)?;
+    anyhow::ensure!(files.len() == count, "{} files of {count}", files.len());
+    let walked = daemon.memory()?;
+    sleep(WHILE);
+    let quiet = daemon.memory()?;
+    for file in &files {
+        fs::read(file)?;
+    }
+    let read = daemon.memory()?;
+    sleep(WHILE);
     Ok(Run {
         seconds,
         before,
         mounted,
-        walked: daemon.memory()?,
+        walked,
+        quiet,
+        read,
+        read_quiet: daemon.memory()?,
         peak: daemon.peak_memory()?,
     })
 }

@@ -21,11 +21,7 @@ pub(super) fn oldest(layers: &[Arc<LayerData>], bytes: u64) -> BTreeMap<usize, V
     // The youngest of the chosen is on top. It goes when there are enough without it.
     let mut chosen: BinaryHeap<Candidate> = BinaryHeap::new();
     let mut sum = 0;
-    for (layer, data) in layers
-        .iter()
-        .enumerate()
-        .filter(|(_, data)| !data.is_held())
-    {
+    for (layer, data) in layers.iter().enumerate() {
         for (number, used) in data.held_with_use() {
             let is_younger = |top: &Candidate| top.used < used;
             if sum >= bytes && chosen.peek().is_some_and(is_younger) {

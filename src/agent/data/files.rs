@@ -182,6 +182,25 @@ impl Drop for Files {
     }
 }
 
+/// Whether the map says of each chunk of the data file that it is durable. A layer with holes is not
+/// told apart from one that lacks something.
+pub(super) fn is_durable(data: &Path, map: &Path, toc: &Digest) -> bool {
+    let states = || {
+        let (inode, map) = (fs::metadata(data)?.ino(), File::open(map)?);
+        let map = Map::new(map);
+        let subject = Subject {
+            chunks: map.chunks()?,
+            toc: *toc,
+            inode,
+        };
+        map.read(&subject, Boot::current())
+    };
+    match states() {
+        Ok(Some((states, _))) => states.iter().all(|state| *state == State::Durable),
+        Ok(None) | Err(_) => false,
+    }
+}
+
 pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }

@@ -129,6 +129,12 @@ impl Map {
         Self(file)
     }
 
+    /// Returns the number of chunks that a map of this length has.
+    pub(super) fn chunks(&self) -> io::Result<u32> {
+        let chunks = self.0.metadata()?.len().saturating_sub(HEADER as u64);
+        u32::try_from(chunks).map_err(io::Error::other)
+    }
+
     /// Reads the states of the chunks. `None` if the map is damaged or describes another data file.
     /// Chunks that were written before the node booted are doubtful. Returns also whether some of
     /// them were not before.

@@ -16,6 +16,7 @@ mod eviction;
 mod files;
 mod index;
 mod layer_data;
+mod lease;
 mod map;
 mod places;
 mod punch;
@@ -24,7 +25,7 @@ mod store;
 #[cfg(test)]
 pub(super) mod tests;
 
-pub use layer_data::{Hold, LayerData};
+pub use layer_data::{Checked, Hold, LayerData};
 pub use places::{BLOCK, Piece, Places, TooLarge};
 pub use space::{FreeSpace, Usage};
 pub use store::{CacheUsage, DataStore, Limits};

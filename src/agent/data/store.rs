@@ -19,9 +19,10 @@ use bytes::Bytes;
 use estargz::Digest;
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use super::eviction::oldest;
-use super::files::{make_folder, remove};
+use super::files::{is_durable, make_folder, remove};
 use super::index::{Index, Location};
 use super::layer_data::LayerData;
 use super::places::TooLarge;
@@ -58,6 +59,9 @@ pub struct DataStore {
     memory: moka::sync::Cache<Digest, Bytes>,
     /// Held by the one eviction at a time.
     eviction: Mutex<()>,
+    /// Layers that are held in their place, and of which content is to be evicted.
+    wanted: Mutex<HashSet<String>>,
+    has_wanted: Notify,
 }
 
 /// The content of the disk.
@@ -112,7 +116,22 @@ impl DataStore {
             layers: RwLock::default(),
             memory,
             eviction: Mutex::default(),
+            wanted: Mutex::default(),
+            has_wanted: Notify::new(),
         })
+    }
+
+    /// Waits until content is to be evicted that is held in its place, and returns the layers. They
+    /// should be released, and the limits kept then. Cancel safe.
+    pub async fn wanted(&self) -> Vec<Arc<LayerData>> {
+        loop {
+            let names = std::mem::take(&mut *self.wanted.lock());
+            let layers: Vec<_> = names.iter().filter_map(|name| self.in_use(name)).collect();
+            if !layers.is_empty() {
+                return layers;
+            }
+            self.has_wanted.notified().await;
+        }
     }
 
     /// Returns the data file of a layer that is in use.
@@ -292,21 +311,49 @@ impl DataStore {
     fn evict(&self, bytes: u64) {
         let _one_at_a_time = self.eviction.lock();
         let mut wanted = bytes;
-        for _ in 0..MAX_ROUNDS {
+        let mut layers = self.all();
+        let mut rounds = 0;
+        while rounds < MAX_ROUNDS {
             let before = self.space.total().bytes;
-            let layers = self.all();
-            let mut evicted = 0;
+            let (mut evicted, mut kept) = (0, HashSet::new());
             for (layer, numbers) in oldest(&layers, wanted) {
-                evicted += layers[layer].evict(&numbers);
+                match self.evict_from(&layers[layer], &numbers) {
+                    Some(count) => evicted += count,
+                    None => drop(kept.insert(layers[layer].number())),
+                }
             }
             metrics().cache_evictions.inc_by(evicted as u64);
             let freed = before.saturating_sub(self.space.total().bytes);
             wanted = wanted.saturating_sub(freed);
-            // A file system without holes frees nothing.
-            if evicted == 0 || freed == 0 || wanted == 0 {
+            if wanted == 0 {
                 return;
             }
+            if !kept.is_empty() {
+                // Others must give more. There are fewer of them each time.
+                layers.retain(|data| !kept.contains(&data.number()));
+                continue;
+            }
+            // A file system without holes frees nothing.
+            if evicted == 0 || freed == 0 {
+                return;
+            }
+            rounds += 1;
         }
+    }
+
+    /// Evicts chunks of a layer, and returns their number. `None` if the kernel reads the layer by
+    /// itself.
+    fn evict_from(&self, data: &LayerData, numbers: &[u32]) -> Option<usize> {
+        if data.is_held() {
+            // Not released here: a mount asks the agent, whose threads may all be at this place.
+            self.wanted.lock().insert(data.name().to_owned());
+            self.has_wanted.notify_one();
+            return None;
+        }
+        data.evict(numbers).or_else(|| {
+            data.mark_used();
+            None
+        })
     }
 
     /// Closes the files of the layers that were not used for the longest time.
@@ -324,6 +371,17 @@ impl DataStore {
             .iter()
             .take(surplus + MAX_OPEN / 8)
             .for_each(|data| data.close());
+    }
+
+    /// Whether a layer is on disk as a whole, and durable, according to its map. Reads only the map.
+    pub fn is_durable(&self, name: &str, toc: &Digest) -> bool {
+        let [data, map] = ["data", "map"].map(|end| self.folder.join(format!("{name}.{end}")));
+        is_durable(&data, &map, toc)
+    }
+
+    /// Returns the path of a layer's data file, which may not exist.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.data"))
     }
 
     /// Deletes the files of all layers but these.

@@ -368,7 +368,7 @@ fn an_eviction_that_is_killed_at_any_step_leaves_right_bytes_or_none() {
         (store, data)
     };
     let evict = |_: &World, _: &DataStore, data: &Arc<LayerData>| {
-        assert_eq!(data.evict(&[1, 2, 4, 5, 6]), 5);
+        assert_eq!(data.evict(&[1, 2, 4, 5, 6]), Some(5));
     };
     let steps = kill_at_every_step(durable, evict, |_, held| {
         assert!(
@@ -480,10 +480,81 @@ fn content_that_is_held_in_its_place_is_not_evicted() {
     let world = World::new();
     let (_store, data) = world.full();
     let hold = data.hold();
-    assert_eq!(data.evict(&[0, 1]), 0);
+    assert_eq!(data.evict(&[0, 1]), None);
     assert!(data.is_complete());
     drop(hold);
-    assert_eq!(data.evict(&[0, 1]), 2);
+    let reader = fs::File::open(data.path()).unwrap();
+    assert_eq!(data.evict(&[0, 1]), None, "somebody else has it open");
+    assert!(data.is_complete());
+    drop(reader);
+    assert_eq!(data.evict(&[0, 1]), Some(2));
+}
+
+#[tokio::test]
+async fn held_content_is_evicted_once_it_is_released() {
+    let world = World::new();
+    let store = world.store(5 * u64::from(CHUNK));
+    let data = store.layer("a", Arc::clone(&world.tree)).unwrap();
+    world.put(&store, &data, [0, 1]);
+    let hold = data.hold();
+    let other = tree(&[("other", 5 * CHUNK as usize)]);
+    let other = store.layer("b", other).unwrap();
+    let size = CHUNK as usize;
+    let all = content("other", 5 * size);
+    let put = |number: u32| {
+        let content = all[number as usize * size..][..size].to_vec();
+        store.put(&other, number, &content.into());
+    };
+    (0..4).for_each(put);
+    assert_eq!(data.chunk_counts().1, 2, "others went in its place");
+    let wanted = store.wanted().await;
+    assert_eq!(wanted.len(), 1);
+    assert_eq!(wanted[0].name(), "a");
+    drop(hold);
+    put(4);
+    assert_eq!(world.readable(&data), [1], "the least recently used went");
+}
+
+#[test]
+fn damaged_content_that_somebody_else_reads_keeps_its_blocks_until_it_is_written_again() {
+    let world = World::new();
+    drop(world.full());
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(world.path("a.data"))
+        .unwrap();
+    file.write_all_at(b"damage", 100).unwrap();
+    let (store, data) = world.open();
+    let hold = data.hold();
+    let blocks = file.metadata().unwrap().blocks();
+    let mut next = Some(0);
+    while let Some(from) = next {
+        let checked = data.check_some(from, 1);
+        assert!(checked.bytes <= u64::from(CHUNK));
+        next = checked.next;
+    }
+    assert_eq!(data.missing(), [0]);
+    assert!(!data.is_complete() && !data.is_checked());
+    assert_eq!(file.metadata().unwrap().blocks(), blocks);
+    world.put(&store, &data, [0]);
+    assert!(data.is_complete() && data.is_checked());
+    assert_eq!(world.readable(&data).len(), ALL);
+    drop(hold);
+}
+
+#[test]
+fn a_map_says_whether_a_layer_is_complete_and_durable() {
+    let world = World::new();
+    let (store, data) = world.full();
+    let toc = world.tree.toc().digest();
+    assert!(!store.is_durable("a", &toc), "not synced");
+    store.sync();
+    assert!(store.is_durable("a", &toc));
+    assert!(!store.is_durable("a", &estargz::Digest::of(b"other")));
+    assert!(!store.is_durable("b", &toc));
+    data.evict(&[3]);
+    assert!(!store.is_durable("a", &toc));
 }
 
 #[test]

@@ -169,6 +169,25 @@ impl ErofsMounts {
         }
     }
 
+    /// Mounts a layer that the kernel reads by itself over its file in the FUSE mount again. Containers
+    /// that have it mounted keep the mount that they have. Returns whether the agent serves it now.
+    pub fn make_served(&self, number: u64) -> bool {
+        let _work = self.work.lock();
+        if !self.is_native(number) {
+            return self.is_served(number);
+        }
+        match self.serve(number) {
+            Ok(()) => {
+                tracing::debug!(number, "layer mounted over the FUSE mount again");
+                true
+            }
+            Err(error) => {
+                tracing::warn!(number, %error, "layer not mounted over the FUSE mount");
+                false
+            }
+        }
+    }
+
     /// Whether the agent serves a layer's content.
     pub fn is_served(&self, number: u64) -> bool {
         let state = self.state.lock();
@@ -183,11 +202,13 @@ impl ErofsMounts {
     }
 
     /// Mounts every layer of `layers` again that is not mounted, or whose FUSE mount is gone. Each
-    /// has its number and the name of its data file. `load` reads a layer from disk.
+    /// has its number and the name of its data file. `load` reads a layer from disk. `durable` returns
+    /// the data file of a layer that is complete and survives a power cut.
     pub fn restore(
         &self,
         layers: impl Iterator<Item = (u64, String)>,
         load: impl Fn(u64) -> Option<Arc<LayerData>>,
+        durable: impl Fn(u64) -> Option<PathBuf>,
     ) {
         let _work = self.work.lock();
         let mounted = match mount::mounted_in(&folder(&self.root)) {
@@ -198,7 +219,7 @@ impl ErofsMounts {
             if self.is_mounted(&mounted, number) {
                 continue;
             }
-            match self.restore_one(number, &name, &load) {
+            match self.restore_one(number, &name, &load, &durable) {
                 Ok(()) => tracing::info!(number, layer = name, "layer mounted again"),
                 Err(error) => {
                     tracing::error!(
@@ -244,6 +265,7 @@ impl ErofsMounts {
         number: u64,
         name: &str,
         load: impl Fn(u64) -> Option<Arc<LayerData>>,
+        durable: impl Fn(u64) -> Option<PathBuf>,
     ) -> Result<(), WriteError> {
         let image = self.image(number);
         if !image::is_intact(&image, Identity::of(number, name)) {
@@ -251,7 +273,16 @@ impl ErofsMounts {
             make_folder(&folder(&self.root))?;
             image::write(&image, &data, number)?;
         }
-        Ok(self.serve(number)?)
+        // An agent that knows the layer may have a part of it that is not durable.
+        match durable(number).filter(|_| !self.is_known(number)) {
+            Some(data) => {
+                self.mount(number, &data, NATIVE)?;
+                // The layer takes the hold when it is loaded. Until then nothing of it is evicted.
+                self.set(number, Backing::Native(None));
+            }
+            None => self.serve(number)?,
+        }
+        Ok(())
     }
 
     fn show_tree(&self, number: u64) {

@@ -22,7 +22,7 @@ mod record;
 mod tests;
 mod usage;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
@@ -449,6 +449,32 @@ impl Snapshots {
             self.metadata.layer(id)?.into_iter().for_each(&mut look);
         }
         Ok(())
+    }
+
+    /// Returns the numbers of the lazily mounted layers below active snapshots and views: containers
+    /// may have them mounted. `None` if a damaged record may have had another.
+    pub fn lazy_numbers_in_use(&self) -> Result<Option<HashSet<u64>>, Error> {
+        let (all, damaged) = self.metadata.all()?;
+        if damaged > 0 {
+            return Ok(None);
+        }
+        let by_name: HashMap<&str, &Record> = all
+            .iter()
+            .map(|(name, record)| (name.as_str(), record))
+            .collect();
+        let (mut seen, mut numbers) = (HashSet::new(), HashSet::new());
+        for (_, record) in &all {
+            let mut next = match record.kind {
+                Kind::Active | Kind::View => record.parent.as_deref(),
+                Kind::Committed => None,
+            };
+            while let Some(name) = next.filter(|name| seen.insert(*name)) {
+                let parent = by_name.get(name);
+                numbers.extend(parent.and_then(|parent| parent.lazy));
+                next = parent.and_then(|parent| parent.parent.as_deref());
+            }
+        }
+        Ok(Some(numbers))
     }
 
     /// Deletes directories that belong to no snapshot.

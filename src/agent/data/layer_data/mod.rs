@@ -5,6 +5,7 @@
 //! `writes`; whatever takes content away has it alone.
 
 mod access;
+mod check;
 mod read;
 mod removal;
 mod sync;
@@ -20,6 +21,7 @@ use std::time::Instant;
 use estargz::{Digest, Toc};
 use parking_lot::{Mutex, RwLock};
 
+pub use self::check::Checked;
 use super::chunks::{Chunks, Presence};
 use super::files::{Files, Site};
 use super::map::{Boot, State};
@@ -69,8 +71,8 @@ enum Access {
     Discarded,
 }
 
-/// Keeps the content of a data file in its place: nothing is evicted as long as it lives. For a
-/// reader that does not ask this process, the kernel.
+/// Keeps the content of a data file in its place as long as it lives: the store releases it before it
+/// evicts anything. For a reader that does not ask this process, the kernel.
 #[derive(Debug)]
 pub struct Hold(Arc<LayerData>);
 
@@ -182,21 +184,6 @@ impl LayerData {
         is_whole && (self.all.0 == 0 || self.open_files().is_ok_and(|files| files.is_some()))
     }
 
-    /// Whether all content was compared with its digests since this process began.
-    pub fn is_checked(&self) -> bool {
-        let is_right = |number| self.chunks.get(number).is_checked || self.is_hole(number);
-        (0..self.chunks.len()).all(is_right)
-    }
-
-    /// Compares all content that is here with its digests, unless that was done.
-    pub fn check_all(&self) {
-        let is_unchecked = |number: &u32| !self.chunks.get(*number).is_checked;
-        for number in (0..self.chunks.len()).filter(is_unchecked) {
-            // The comparison is all that is wanted.
-            let _one_byte = self.read_chunk(number, 0..1);
-        }
-    }
-
     /// Returns the number of chunks with content, and how many of them are here.
     pub fn chunk_counts(&self) -> (u64, u64) {
         (self.all.0, self.chunks.held())
@@ -234,9 +221,12 @@ impl LayerData {
         self.chunks.set(number, presence, bytes)
     }
 
-    /// Returns the numbers of the chunks that are here, each with the time of its last use.
+    /// Returns the numbers of the chunks that are here, each with the time of its last use. What the
+    /// kernel reads without asking is used as a whole.
     pub(super) fn held_with_use(&self) -> impl Iterator<Item = (u32, u32)> {
-        self.chunks.held_with_use()
+        let least = if self.is_held() { self.used() } else { 0 };
+        let held = self.chunks.held_with_use();
+        held.map(move |(number, used)| (number, used.max(least)))
     }
 }
 

@@ -1,14 +1,14 @@
 //! Complete layers are read by the kernel, and the mounts behave as those of an unpacked image.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::mount::{Mounted, run};
 use crate::support::eventually::eventually;
-use crate::support::lazy::{Layer, Node, ON_DEMAND, read};
+use crate::support::lazy::{Layer, Node, ON_DEMAND, data_file, read};
 use crate::support::registry::Gate;
 
 const NOBODY: u32 = 65534;
@@ -149,4 +149,175 @@ async fn set_uid_programs_work_in_containers() {
         "others do not reach the mount itself"
     );
     drop(container);
+}
+
+/// Room for three layers of 3 MiB, and some more.
+const SMALL: [(&str, &str); 5] = [
+    COMPLETE[0],
+    COMPLETE[1],
+    ("CACHE_SIZE", "10MiB"),
+    ("MIN_FREE", "0B"),
+    ("MAX_REQUEST", "256KiB"),
+];
+const LIMIT: u64 = 10 << 20;
+
+/// Mounts layers of 3 MiB, the first as `image0`, one after the other, and waits until they are
+/// complete.
+async fn mount_complete(node: &Node, count: u64) -> Vec<Layer> {
+    let mut layers = Vec::new();
+    for number in 0..count {
+        let files = Layer::random(80 + number, &[2 << 20, 1 << 20]);
+        node.mount(&format!("image{number}"), &files).await;
+        eventually("the layer is complete", || {
+            let content = content(node, number);
+            content["bytes"] == content["held_bytes"]
+        });
+        layers.push(files);
+    }
+    layers
+}
+
+fn of_layer(node: &Node, number: u64, key: &str) -> serde_json::Value {
+    let layers = node.agent.status()["layers"].clone();
+    layers[usize::try_from(number).unwrap()][key].clone()
+}
+
+fn content(node: &Node, number: u64) -> serde_json::Value {
+    of_layer(node, number, "content")
+}
+
+async fn read_whole(node: &Node, target: &str, files: &Layer) {
+    let (directory, files) = (node.directory(target).await, files.clone());
+    blocking(move || assert_same(&directory, &files)).await;
+}
+
+fn wait_for_limit(node: &Node) {
+    eventually("the files are within their limit", || {
+        let bytes = &node.agent.status()["cache"]["bytes"];
+        bytes.as_u64().unwrap() <= LIMIT
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn complete_images_of_which_no_container_runs_are_evicted() {
+    let node = Node::start(&SMALL).await;
+    let mut layers = mount_complete(&node, 2).await;
+    for (number, _) in layers.iter().enumerate() {
+        let (key, top) = (format!("container{number}"), format!("image{number}"));
+        drop(Mounted::container(&node, &key, &top).await);
+        assert_eq!(of_layer(&node, number as u64, "is_native"), true);
+    }
+    // A container of the older image runs.
+    node.remove("container1").await.unwrap();
+    for number in [2, 3] {
+        let files = Layer::random(80 + number, &[2 << 20, 1 << 20]);
+        let target = format!("image{number}");
+        node.mount(&target, &files).await;
+        read_whole(&node, &target, &files).await;
+        layers.push(files);
+    }
+    wait_for_limit(&node);
+    assert_eq!(of_layer(&node, 0, "is_native"), true, "it is in use");
+    assert_eq!(content(&node, 0)["held_bytes"], content(&node, 0)["bytes"]);
+    assert_eq!(of_layer(&node, 1, "is_native"), false);
+    for (number, files) in layers.iter().enumerate() {
+        read_whole(&node, &format!("image{number}"), files).await;
+    }
+    wait_for_limit(&node);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_native_layer_that_is_still_mounted_somewhere_keeps_its_content() {
+    let node = Node::start(&SMALL).await;
+    let layers = mount_complete(&node, 1).await;
+    let container = Mounted::container(&node, "container", "image0").await;
+    assert_eq!(of_layer(&node, 0, "is_native"), true);
+    // The overlay is left behind: no snapshot says that it is there.
+    node.remove("container").await.unwrap();
+    for number in [1, 2, 3] {
+        let files = Layer::random(80 + number, &[2 << 20, 1 << 20]);
+        let target = format!("image{number}");
+        node.mount(&target, &files).await;
+        read_whole(&node, &target, &files).await;
+    }
+    wait_for_limit(&node);
+    assert_eq!(of_layer(&node, 0, "is_native"), false);
+    let (root, files) = (container.0.clone(), layers[0].clone());
+    blocking(move || assert_same(&root, &files)).await;
+    drop(container);
+    let files = Layer::random(84, &[2 << 20, 1 << 20]);
+    node.mount("image4", &files).await;
+    read_whole(&node, "image4", &files).await;
+    eventually("the layer is evicted", || {
+        content(&node, 0)["held_bytes"] != content(&node, 0)["bytes"]
+    });
+    read_whole(&node, "image0", &layers[0]).await;
+}
+
+/// Waits until a power cut would take nothing of the only layer.
+fn wait_until_durable(node: &Node) {
+    let map = data_file(&node.agent).with_extension("map");
+    eventually("every chunk is durable", || {
+        let states = fs::read(&map).unwrap().split_off(128);
+        states.iter().all(|state| *state == b'd')
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn complete_layers_are_native_at_once_after_a_reboot() {
+    let mut node = Node::start(&COMPLETE).await;
+    let files = Layer::random(75, &[2 << 20, 100]);
+    let directory = node.mount("target", &files).await;
+    wait_until_complete(&node);
+    wait_until_durable(&node);
+    end(&mut node);
+    node.restart(&COMPLETE);
+    assert_eq!(layer(&node, "is_native"), true);
+    end_agent_only(&mut node);
+    assert_same(&directory, &files);
+    node.restart(&COMPLETE);
+    // One of which a power cut may have torn something is served.
+    let map = data_file(&node.agent).with_extension("map");
+    end(&mut node);
+    let mut states = fs::read(&map).unwrap();
+    states[128] = b'?';
+    fs::write(&map, states).unwrap();
+    node.restart(&COMPLETE);
+    assert_eq!(layer(&node, "is_native"), false);
+    let (root, files) = (directory.clone(), files.clone());
+    blocking(move || assert_same(&root, &files)).await;
+}
+
+/// Ends the agent. Reads of its FUSE mounts wait.
+fn end_agent_only(node: &mut Node) {
+    node.agent.daemon.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_of_a_native_layer_is_noticed_after_a_restart_and_healed() {
+    let mut node = Node::start(&COMPLETE).await;
+    let files = Layer::random(76, &[300_000, 2 << 20]);
+    node.mount("target", &files).await;
+    wait_until_complete(&node);
+    wait_until_durable(&node);
+    let before = Mounted::container(&node, "before", "target").await;
+    assert_eq!(layer(&node, "is_native"), true);
+    let path = data_file(&node.agent);
+    let right = fs::read(&path).unwrap();
+    end_agent_only(&mut node);
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(&[!right[100_000]], 100_000).unwrap();
+    node.restart(&COMPLETE);
+    let damaged = "starlift_agent_cache_damaged_total";
+    eventually("the damage is healed, and the layer native again", || {
+        node.agent.metric(damaged) == Some(1)
+            && fs::read(&path).unwrap() == right
+            && layer(&node, "is_native") == true
+    });
+    let after = Mounted::container(&node, "after", "target").await;
+    for root in [&before.0, &after.0] {
+        assert_same(root, &files);
+    }
+    assert_eq!(node.agent.metric(damaged), Some(1), "counted once");
+    drop((before, after));
 }
