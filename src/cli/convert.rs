@@ -250,7 +250,9 @@ pub(super) async fn image(
     if args.oci || Destination::is_layout(target) {
         bundle = bundle.translated_to_oci()?;
     }
-    let tocs = converter.toc_image(&record).await;
+    let tocs = converter
+        .toc_image(&endpoint.source, &endpoint.repository, &record)
+        .await;
     let tocs = tocs.map_err(Failure::from_error)?;
     let tocs = external_toc::of_bundle(tocs.as_ref(), reader, &bundle).await?;
     let destination = Destination::open(&config.upstreams, target, args.registry.plain_http)?;

@@ -4,7 +4,8 @@
 //! `plan`, `image` and `index` are pure and know manifests; `layer`, `inflate` and `channel_io`
 //! move bytes; `manifest` and `platforms` drive the conversion of an image and of an index;
 //! `converter` and `layer_converter` make sure that no work is done twice, in this process or in
-//! another one over the same store.
+//! another one over the same store; `shown` makes sure that no upstream gets a conversion of bytes
+//! that it does not have.
 
 mod budget;
 mod channel_io;
@@ -33,6 +34,7 @@ mod reading;
 mod reason;
 mod reorder;
 mod shares;
+mod shown;
 mod status;
 mod weigh;
 
