@@ -7,7 +7,7 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 use super::{Global, service};
-use crate::config::{Config, Layer};
+use crate::config::{Config, Layer, Loaded};
 use crate::convert::Converter;
 use crate::failure::Failure;
 use crate::learn::Profiles;
@@ -59,6 +59,7 @@ impl Args {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     let loaded = global.load(args.layers())?;
+    check_exposure(&loaded)?;
     log::start(&loaded.config.log).map_err(Failure::from_error)?;
     if let Some(file) = &loaded.file {
         tracing::info!(file = %file.display(), "configuration read");
@@ -71,6 +72,17 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     // conversion again.
     runtime.shutdown_background();
     outcome.map(|()| ExitCode::SUCCESS)
+}
+
+/// Refuses a server that others reach and that would dial any host for them.
+fn check_exposure(loaded: &Loaded) -> Result<(), Failure> {
+    if loaded.config.serve.has_api_listener() && loaded.is_default(&["pull", "allow"]) {
+        let text = "serve.listen is beyond loopback and pull.allow is not set: clients would make this \
+                    server dial any public host; write [pull] allow = [\"docker.io\"] with the hosts \
+                    that may be pulled from, or allow = [\"*\"]";
+        return Err(Failure::new(text));
+    }
+    Ok(())
 }
 
 async fn serve(config: &Config) -> Result<(), Failure> {

@@ -18,6 +18,12 @@ impl Loaded {
         text
     }
 
+    /// Whether no layer has set the value at `path`: the tables' names and the key.
+    pub fn is_default(&self, path: &[&str]) -> bool {
+        let path: KeyPath = path.iter().map(ToString::to_string).collect();
+        !self.origins.contains_key(&path)
+    }
+
     fn print_table(&self, table: &Table, path: &mut KeyPath, text: &mut String) {
         let (tables, values): (Vec<_>, Vec<_>) =
             table.iter().partition(|(_, value)| value.is_table());

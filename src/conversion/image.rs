@@ -119,7 +119,8 @@ impl ImageConversion<'_> {
         bundle: &ImageBundle,
         counter: &ProgressBar,
     ) -> Result<(), Failure> {
-        let tocs = converter.toc_image(record).await;
+        let (source, repository) = (&reader.endpoint.source, &reader.endpoint.repository);
+        let tocs = converter.toc_image(source, repository, record).await;
         let tocs = tocs.map_err(Failure::from_error)?;
         let tocs = external_toc::of_bundle(tocs.as_ref(), reader, bundle).await?;
         let destination = self.registries.destination(self.target)?;

@@ -155,6 +155,7 @@ impl Converter {
             flight: Flight::default(),
             attempts: Attempts::default(),
             slow: layer_converter::slow_fetches(),
+            showing: Flight::default(),
         };
         let shared = Shared {
             generation,
@@ -353,6 +354,10 @@ impl Shared {
             } else {
                 record.clone()
             };
+            if !self.is_shown(source, repository, &record).await? {
+                self.show(source, repository, manifest, depth, &record)
+                    .await?;
+            }
             return Ok(ImageOutcome::Final(record));
         }
         let running = self
@@ -364,6 +369,9 @@ impl Shared {
         if let (Ok(ImageOutcome::Final(record)), Some(outgrown)) = (&mut made, recorded) {
             // The converted image that was served before stays readable.
             self.keep_with(record, &outgrown.objects).await?;
+        }
+        if let Ok(ImageOutcome::Final(record) | ImageOutcome::ForNow(record)) = &made {
+            self.link(source, repository, record).await?;
         }
         match &made {
             Ok(ImageOutcome::Final(record) | ImageOutcome::ForNow(record)) => {

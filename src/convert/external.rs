@@ -8,15 +8,25 @@ use super::error::Error;
 use crate::oci::annotations::SOURCE_DIGEST;
 use crate::oci::manifest::ImageManifest;
 use crate::oci::media_type::{self, ManifestKind};
-use crate::oci::{Digest, Manifest};
+use crate::oci::{Digest, Manifest, Repository};
 use crate::rewrite::image;
-use crate::store::{ImageRecord, LayerOutcome};
+use crate::store::{Holder, ImageRecord, LayerOutcome};
+use crate::transport::Source;
 
 impl Converter {
     /// Returns the external TOCs of a converted image as the image that stargz-snapshotter looks up
-    /// under `TAG-esgztoc`, with its objects readable in the store. `None` when no converted layer
-    /// has an external TOC.
-    pub async fn toc_image(&self, converted: &ImageRecord) -> Result<Option<Manifest>, Error> {
+    /// under `TAG-esgztoc`, with its objects readable in the store, under the name of the
+    /// repository that was shown to hold the image. `None` when no converted layer has an external
+    /// TOC, or when the repository was not shown to hold the image.
+    pub async fn toc_image(
+        &self,
+        source: &Source,
+        repository: &Repository,
+        converted: &ImageRecord,
+    ) -> Result<Option<Manifest>, Error> {
+        if !self.shared.is_shown(source, repository, converted).await? {
+            return Ok(None);
+        }
         let mut tocs = Vec::new();
         let mut seen = Vec::new();
         for digest in &converted.objects {
@@ -57,6 +67,7 @@ impl Converter {
             .store
             .put(&manifest.media_type, manifest.bytes.clone())
             .await?;
+        let made = [config.digest, manifest.digest.clone()];
         // The caller's record may lack objects that were kept since it was read. Two concurrent
         // calls may undo each other's change; the next call for the image keeps the objects again.
         if let Some(mut record) = self
@@ -65,10 +76,13 @@ impl Converter {
             .image(&self.shared.generation, &converted.source)
             .await?
         {
-            self.shared
-                .keep_with(&mut record, &[config.digest, manifest.digest.clone()])
-                .await?;
+            self.shared.keep_with(&mut record, &made).await?;
         }
+        let holder = Holder::repository(source.name(), repository);
+        self.shared
+            .store
+            .link_all(&holder, &made, &converted.source)
+            .await?;
         Ok(Some(manifest))
     }
 }

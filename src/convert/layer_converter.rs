@@ -44,6 +44,15 @@ pub(super) struct Origin {
     repository: Repository,
 }
 
+impl Origin {
+    pub(super) fn new(source: &Source, repository: &Repository) -> Self {
+        Self {
+            upstream: source.name().to_owned(),
+            repository: repository.clone(),
+        }
+    }
+}
+
 /// A layer and, for an attempt that is not shared, its only origin.
 pub(super) type Wanted = (Digest, Option<Origin>);
 
@@ -74,6 +83,8 @@ pub(super) struct LayerConverter {
     /// The shared attempts of `flight`.
     pub(super) attempts: Attempts,
     pub(super) slow: Cache<Wanted, u64>,
+    /// Origins that are being asked to show that they hold a layer.
+    pub(super) showing: Flight<Wanted, Result<(), Arc<Error>>>,
 }
 
 /// The running shared attempts, by layer.
@@ -93,7 +104,23 @@ impl LayerConverter {
     /// A conversion of the same layer may be running for another image, from another origin. When
     /// that one fails or makes no progress, the layer is fetched from `source`. So a broken or slow
     /// registry affects no other.
+    ///
+    /// A converted layer is returned only once `source` has shown that it holds the source layer in
+    /// `repository`.
     pub(super) async fn outcome(
+        self: &Arc<Self>,
+        source: &Source,
+        repository: &Repository,
+        layer: &Descriptor,
+    ) -> Landed {
+        let outcome = self.of_any_origin(source, repository, layer).await?;
+        if matches!(outcome, LayerOutcome::Converted(_)) {
+            self.show(source, repository, layer).await?;
+        }
+        Ok(outcome)
+    }
+
+    async fn of_any_origin(
         self: &Arc<Self>,
         source: &Source,
         repository: &Repository,
@@ -102,10 +129,7 @@ impl LayerConverter {
         if layer.size > self.max_layer_size {
             return Ok(layer::over_size(self.max_layer_size));
         }
-        let origin = Origin {
-            upstream: source.name().to_owned(),
-            repository: repository.clone(),
-        };
+        let origin = Origin::new(source, repository);
         let own = (layer.digest.clone(), Some(origin.clone()));
         if let Some(rate) = self.slow.get(&own) {
             return Err(Arc::new(Error::Slow { rate }));
@@ -308,6 +332,9 @@ impl LayerConverter {
                 || self.image_slots.is_wanted_by_another(upstream)
         };
         let outcome = job.run(&is_contended).await?;
+        if matches!(outcome, LayerOutcome::Converted(_)) {
+            self.link(source, repository, digest).await?;
+        }
         let record = LayerRecord {
             source: digest.clone(),
             outcome,

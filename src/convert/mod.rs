@@ -3,7 +3,8 @@
 //!
 //! `layer` and `channel_io` move bytes; `manifest` and `platforms` drive the conversion of an image
 //! and of an index; `converter` and `layer_converter` make sure that no work is done twice, in this
-//! process or in another one over the same store.
+//! process or in another one over the same store; `shown` makes sure that no upstream gets a
+//! conversion of bytes that it does not have.
 
 mod budget;
 mod channel_io;
@@ -22,6 +23,7 @@ mod priority;
 mod public_reason;
 mod reading;
 mod reorder;
+mod shown;
 mod status;
 
 pub use config::{Config, Format, Layout, Setting, generation};

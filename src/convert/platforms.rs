@@ -61,6 +61,7 @@ impl Shared {
         };
         let mut failure = None;
         let mut children = self.recorded_children(&plan).await?;
+        self.retain_shown(source, repository, &mut children).await?;
         // They are few, and somebody waited for them, so they come before the children that have a
         // record by chance.
         for (digest, made) in made {
@@ -99,7 +100,7 @@ impl Shared {
     }
 
     /// Converts a child that was found in `depth` indexes.
-    async fn child(
+    pub(super) async fn child(
         self: &Arc<Self>,
         source: &Source,
         repository: &Repository,
@@ -162,6 +163,27 @@ impl Shared {
             children.insert(digest, child);
         }
         Ok(children)
+    }
+
+    /// Removes the children that this repository was not shown to hold: another one pulled them.
+    async fn retain_shown(
+        &self,
+        source: &Source,
+        repository: &Repository,
+        children: &mut HashMap<Digest, Child>,
+    ) -> Result<(), Error> {
+        let mut foreign = Vec::new();
+        for (digest, child) in &*children {
+            if let Child::Recorded(record) = child
+                && !self.is_shown(source, repository, record).await?
+            {
+                foreign.push(digest.clone());
+            }
+        }
+        for digest in foreign {
+            children.remove(&digest);
+        }
+        Ok(())
     }
 
     /// Stores an index's converted documents, and the source's bytes if another platform may join

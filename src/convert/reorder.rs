@@ -137,7 +137,10 @@ impl Shared {
             .made_in_order(source, repository, source_manifest)
             .await;
         let outcome = match made {
-            Ok(made) => self.replace(record, made, order).await,
+            Ok(made) => {
+                self.replace(source, repository, (record, made), order)
+                    .await
+            }
             Err(error) => Err(error),
         };
         lease.release().await;
@@ -189,6 +192,7 @@ impl Shared {
             flight: Flight::default(),
             attempts: Attempts::default(),
             slow: layer_converter::slow_fetches(),
+            showing: Flight::default(),
         };
         Ok(Arc::new(Self {
             config,
@@ -223,8 +227,9 @@ impl Shared {
     /// Serves `made` from now on instead of the converted image in `record`, which stays readable.
     async fn replace(
         &self,
-        record: ImageRecord,
-        mut made: ImageRecord,
+        source: &Source,
+        repository: &Repository,
+        (record, mut made): (ImageRecord, ImageRecord),
         order: Order,
     ) -> Result<(), Error> {
         if made.converted == made.source {
@@ -234,6 +239,7 @@ impl Shared {
         made.objects.sort_unstable();
         made.objects.dedup();
         made.order = Some(order);
+        self.link(source, repository, &made).await?;
         self.store.put_image(&self.generation, &made).await?;
         // An index that contains this image includes it at its next refresh.
         self.fresh.invalidate_all();

@@ -100,6 +100,15 @@ impl ProfileDocument {
     }
 }
 
+/// A profile as an artifact that refers to an image.
+#[derive(Debug)]
+pub struct StoredArtifact {
+    /// The artifact in the list of referrers.
+    pub listed: Descriptor,
+    /// The digests of the artifact and its blobs, which are stored.
+    pub objects: Vec<Digest>,
+}
+
 /// Why an observation is rejected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -196,6 +205,12 @@ impl Profiles {
             known
         };
         Ok(Some(known))
+    }
+
+    /// Returns the digest of the source manifest of the image with these layers; `None` when no
+    /// image here has them.
+    pub async fn source_of(&self, stack: &Stack) -> Result<Option<Digest>, Error> {
+        Ok(self.stack(stack).await?.map(|image| image.source.clone()))
     }
 
     /// Returns the profile with the files to prefetch for a start, as it is served. It has at most
@@ -420,7 +435,7 @@ impl Profiles {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn artifact(&self, subject: &Manifest) -> Result<Option<Descriptor>, Error> {
+    pub async fn artifact(&self, subject: &Manifest) -> Result<Option<StoredArtifact>, Error> {
         let Some(outline) = outline(subject).await else {
             return Ok(None);
         };
@@ -453,14 +468,16 @@ impl Profiles {
             .map_err(|_ended| Error::BrokenOff)?
             .map_err(Error::Document)?;
         let listed = artifact.listed();
+        let mut objects = vec![listed.digest.clone()];
         for (blob, bytes) in artifact.blobs {
-            self.shared.store.put(&blob.media_type, bytes).await?;
+            let stored = self.shared.store.put(&blob.media_type, bytes).await?;
+            objects.push(stored.digest);
         }
         self.shared
             .store
             .put(&artifact.manifest.media_type, artifact.manifest.bytes)
             .await?;
-        Ok(Some(listed))
+        Ok(Some(StoredArtifact { listed, objects }))
     }
 
     async fn stack(&self, stack: &Stack) -> Result<Option<Arc<StackRecord>>, Error> {

@@ -14,6 +14,7 @@ pub enum ErrorCode {
     NameUnknown,
     PaginationNumberInvalid,
     Denied,
+    Unauthorized,
     Unsupported,
     #[serde(rename = "TOOMANYREQUESTS")]
     TooManyRequests,

@@ -7,6 +7,7 @@
 use reqwest::header::CONTENT_LENGTH;
 
 use super::answer::Answer;
+use super::auth::ClientLogin;
 use super::endpoint::{Capabilities, Endpoint, Read};
 use super::error::Error;
 use super::manifest::{manifest, manifest_headers, promised_digest};
@@ -42,6 +43,12 @@ impl Registry {
             own,
             retry,
         }
+    }
+
+    /// Returns the registry without its mirrors, asked with the credentials of a client.
+    pub(crate) fn for_client(&self, login: &ClientLogin) -> Self {
+        let own = self.own.for_client(login);
+        Self::new(Vec::new(), own, self.retry)
     }
 
     /// Returns an endpoint by its number: the mirrors in their order, then the registry itself.

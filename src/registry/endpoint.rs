@@ -10,7 +10,7 @@ use reqwest::{Body, Method, StatusCode};
 use url::Url;
 
 use super::answer::{Answer, Reading};
-use super::auth::{Authenticator, Authorization, Credentials};
+use super::auth::{Authenticator, Authorization, ClientLogin, Credentials};
 use super::error::Error;
 use super::health::host_key;
 use super::http::{Fetch, Http, same_origin};
@@ -167,6 +167,14 @@ impl Endpoint {
         }
     }
 
+    /// Returns the same host with the credentials of a client in place of all others. Nothing that
+    /// was remembered for other credentials is used.
+    pub(super) fn for_client(&self, login: &ClientLogin) -> Self {
+        let mut place = self.place.clone();
+        place.headers.remove(AUTHORIZATION);
+        Self::new(self.http.clone(), place, Credentials::of_client(login))
+    }
+
     /// Whether it is a Starlift server: the configuration names the host, and its answers say so.
     pub(super) fn is_starlift(&self) -> bool {
         self.place.is_named && self.is_starlift.load(Ordering::Relaxed)
@@ -227,6 +235,24 @@ impl Endpoint {
             headers.insert(AUTHORIZATION, authorization.header.clone());
         }
         headers
+    }
+
+    /// Adds the repository to the query of a Starlift server's own API, as a pull from this host
+    /// names it: `name` is the path below `/v2/`, `ns` the registry that the host is a mirror of.
+    fn name_repository(&self, repository: &Repository, url: &mut Url) {
+        let below = self.place.root.strip_prefix(API_ROOT).unwrap_or_default();
+        let below = below.trim_matches('/');
+        let name = self.name_of(repository);
+        let name = if below.is_empty() {
+            name
+        } else {
+            format!("{below}/{name}")
+        };
+        let mut query = url.query_pairs_mut();
+        query.append_pair("name", &name);
+        if let Some(namespace) = &self.place.mirror_of {
+            query.append_pair("ns", namespace);
+        }
     }
 
     fn url(&self, repository: &Repository, path: &str) -> Url {
@@ -324,8 +350,8 @@ impl Endpoint {
             .await
     }
 
-    /// Sends a request outside the distribution API, with the authorization to pull from the
-    /// repository.
+    /// Sends a request of a Starlift server's own API, with the authorization to pull from the
+    /// repository, which the query names.
     pub(super) async fn call(
         &self,
         method: Method,
@@ -338,6 +364,7 @@ impl Endpoint {
         let mut url = self.place.base.clone();
         url.set_path(path);
         url.query_pairs_mut().extend_pairs(query);
+        self.name_repository(repository, &mut url);
         self.send(Action::Pull, method, repository, url, headers, || {
             Some(body.clone().into())
         })

@@ -40,7 +40,7 @@ mod unanswered;
 mod urls;
 mod verify;
 
-pub use self::auth::{Login, Logins};
+pub use self::auth::{ClientLogin, Login, Logins};
 pub use self::body::Body;
 pub(crate) use self::builder::Builder;
 pub(crate) use self::client::Registry;

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, Request, State};
+use axum::extract::{Extension, Path, Request, State};
 use axum::response::{IntoResponse as _, Response};
 use http::header::{CONTENT_TYPE, LOCATION};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, StatusCode, Uri};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -16,8 +16,12 @@ use crate::oci::{Digest, Reference, Repository};
 use crate::registry;
 use crate::telemetry::log;
 
+use super::access::{Action, Admission, Proof, Reader};
 use super::app::App;
 use super::error::{ApiError, refused};
+use super::face::Face;
+use super::jobs::Job;
+use super::registry_request::{Sender, admit};
 use super::{request_body, response};
 
 /// The longest request body: one reference, escaped in any way.
@@ -54,7 +58,15 @@ impl Target {
     }
 }
 
-pub(crate) async fn status(State(app): State<Arc<App>>) -> Response {
+pub(crate) async fn status(
+    State(app): State<Arc<App>>,
+    Extension(face): Extension<Face>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Response {
+    if let Err(failure) = admit_operator(&app, face, &headers, &uri).await {
+        return failure.into_response();
+    }
     let status = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "generation": app.converter.generation(),
@@ -66,12 +78,40 @@ pub(crate) async fn status(State(app): State<Arc<App>>) -> Response {
     response::json(StatusCode::OK, &status)
 }
 
-pub(crate) async fn list(State(app): State<Arc<App>>) -> Response {
+pub(crate) async fn list(
+    State(app): State<Arc<App>>,
+    Extension(face): Extension<Face>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Response {
+    if let Err(failure) = admit_operator(&app, face, &headers, &uri).await {
+        return failure.into_response();
+    }
     response::json(StatusCode::OK, &json!({ "conversions": app.jobs.list() }))
 }
 
-pub(crate) async fn one(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
-    let Some(job) = app.jobs.get(&id) else {
+/// Shows one job to operators, and to clients that may start it.
+pub(crate) async fn one(
+    State(app): State<Arc<App>>,
+    Extension(face): Extension<Face>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Response {
+    let job = app.jobs.get(&id);
+    let operator = admit_operator(&app, face, &headers, &uri).await;
+    let location = job.as_ref().and_then(Job::location);
+    let admitted = match (operator, location) {
+        (Ok(()), _) => Ok(()),
+        (Err(_), Some(location)) => admit_to_warm(&app, &headers, &uri, &location)
+            .await
+            .map(drop),
+        (refused, None) => refused,
+    };
+    if let Err(failure) = admitted {
+        return failure.into_response();
+    }
+    let Some(job) = job else {
         return refused(StatusCode::NOT_FOUND, "no such conversion").into_response();
     };
     // An index's images are converted on their own, in the same repository.
@@ -89,13 +129,17 @@ pub(crate) async fn one(State(app): State<Arc<App>>, Path(id): Path<String>) -> 
 
 /// Starts a conversion and answers 202 at once. Only JSON is accepted, because a foreign web page
 /// cannot send it without permission.
-pub(crate) async fn start(State(app): State<Arc<App>>, request: Request) -> Response {
-    start_wanted(&app, request)
+pub(crate) async fn start(
+    State(app): State<Arc<App>>,
+    Extension(face): Extension<Face>,
+    request: Request,
+) -> Response {
+    start_wanted(&app, face, request)
         .await
         .unwrap_or_else(ApiError::into_response)
 }
 
-async fn start_wanted(app: &Arc<App>, request: Request) -> Result<Response, ApiError> {
+async fn start_wanted(app: &Arc<App>, face: Face, request: Request) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     if !is_json(&parts.headers) {
         return Err(refused(
@@ -111,12 +155,20 @@ async fn start_wanted(app: &Arc<App>, request: Request) -> Result<Response, ApiE
     let target = target
         .filter(|_| reference.len() <= MAX_REFERENCE)
         .ok_or_else(|| bad("that is no reference"))?;
+    let operator = admit_operator(app, face, &parts.headers, &parts.uri).await;
+    let admission = match (operator, app.source(&target.location.upstream)) {
+        (Ok(()), Ok(source)) => Admission {
+            reader: Reader::Server,
+            source,
+        },
+        _ => admit_to_warm(app, &parts.headers, &parts.uri, &target.location).await?,
+    };
     let (job, is_new) = app
         .jobs
         .start(&reference, &target.location)
         .ok_or_else(ApiError::busy)?;
     if is_new {
-        tokio::spawn(run(Arc::clone(app), job.id.clone(), target));
+        tokio::spawn(run(Arc::clone(app), job.id.clone(), target, admission));
     }
     let mut response = response::json(StatusCode::ACCEPTED, &json!({ "conversion": job }));
     response::set(
@@ -125,6 +177,45 @@ async fn start_wanted(app: &Arc<App>, request: Request) -> Result<Response, ApiE
         &format!("/api/v1/conversions/{}", job.id),
     );
     Ok(response)
+}
+
+/// Admits an operator. The listener of the API is for operators as long as only this machine
+/// reaches it.
+pub(crate) async fn admit_operator(
+    app: &App,
+    face: Face,
+    headers: &HeaderMap,
+    uri: &Uri,
+) -> Result<(), ApiError> {
+    if face == Face::Api && app.config.api_listen.ip().to_canonical().is_loopback() {
+        return Ok(());
+    }
+    let sender = Sender {
+        headers,
+        uri,
+        name: None,
+        is_mirror: false,
+    };
+    let identity = app.access.identify(headers).await;
+    let admitted = identity.and_then(|identity| app.access.admit_to_all(&identity, Action::Admin));
+    admitted.map_err(|refusal| sender.refused(app, &refusal))
+}
+
+/// Admits a client that wants to convert an image before it is pulled.
+async fn admit_to_warm(
+    app: &App,
+    headers: &HeaderMap,
+    uri: &Uri,
+    location: &Location,
+) -> Result<Admission, ApiError> {
+    let sender = Sender {
+        headers,
+        uri,
+        name: None,
+        is_mirror: false,
+    };
+    let proof = async { Ok(Proof::Tags) };
+    admit(app, &sender, Action::Warm, location, proof).await
 }
 
 pub(crate) fn is_json(headers: &HeaderMap) -> bool {
@@ -139,8 +230,8 @@ pub(crate) fn is_json(headers: &HeaderMap) -> bool {
     })
 }
 
-async fn run(app: Arc<App>, id: String, target: Target) {
-    let outcome = convert(&app, &id, &target).await;
+async fn run(app: Arc<App>, id: String, target: Target, admission: Admission) {
+    let outcome = convert(&app, &id, &target, &admission).await;
     if let Err(error) = &outcome {
         let error = log::chain(error.as_ref());
         tracing::warn!(
@@ -154,13 +245,15 @@ async fn run(app: Arc<App>, id: String, target: Target) {
         .end(&id, outcome.map_err(|error| Reason::from(error.as_ref())));
 }
 
-async fn convert(app: &App, id: &str, target: &Target) -> Result<Digest, Arc<convert::Error>> {
-    let Location {
-        upstream,
-        repository,
-    } = &target.location;
+async fn convert(
+    app: &App,
+    id: &str,
+    target: &Target,
+    admission: &Admission,
+) -> Result<Digest, Arc<convert::Error>> {
+    let Admission { source, .. } = admission;
+    let repository = &target.location.repository;
     let failed = |error: registry::Error| Arc::new(convert::Error::from(error));
-    let source = app.source(upstream).map_err(failed)?;
     let found = source
         .resolve(repository, &target.reference)
         .await
@@ -168,12 +261,12 @@ async fn convert(app: &App, id: &str, target: &Target) -> Result<Digest, Arc<con
     app.jobs.converting(id, &found.digest);
     let source_manifest = app
         .source_manifests
-        .get(&source, &target.location, &found.digest)
+        .get(admission, &target.location, &found.digest)
         .await
         .map_err(failed)?;
     let record = app
         .converter
-        .convert(&source, repository, &source_manifest)
+        .convert(source, repository, &source_manifest)
         .await?;
     Ok(record.converted)
 }

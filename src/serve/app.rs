@@ -17,6 +17,7 @@ use crate::registry;
 use crate::store::Store;
 use crate::transport::{Source, Upstreams};
 
+use super::access::{Access, UsersError};
 use super::config::Config;
 use super::documents::Documents;
 use super::guard::Names;
@@ -50,6 +51,7 @@ pub(crate) struct App {
     pub(crate) config: Config,
     pub(crate) store: Store,
     pub(crate) upstreams: Upstreams,
+    pub(crate) access: Access,
     pub(crate) converter: Converter,
     pub(crate) resolver: Resolver,
     pub(crate) source_manifests: SourceManifests,
@@ -76,16 +78,19 @@ pub(crate) struct App {
 
 impl App {
     /// Must be called within a runtime.
+    ///
+    /// # Errors
+    /// If a file of users cannot be used.
     pub(crate) fn new(
         config: Config,
         store: Store,
         upstreams: Upstreams,
         converter: Converter,
         profiles: Profiles,
-    ) -> Self {
+    ) -> Result<Self, UsersError> {
         let forgotten = Forgotten::new(FORGOTTEN, FORGOTTEN_TIME);
         let learns = config.profiles.enabled && config.profiles.learn_from_ranges;
-        Self {
+        Ok(Self {
             ranges: learns
                 .then(|| Ranges::start(profiles.clone(), config.profiles.starts_before_redirect)),
             profiles,
@@ -101,11 +106,12 @@ impl App {
             names: Names::new(&config),
             started: Instant::now(),
             is_draining: AtomicBool::new(false),
+            access: Access::new(&config.access, store.clone())?,
             config,
             store,
             upstreams,
             converter,
-        }
+        })
     }
 
     /// The upstream named `name`.

@@ -22,6 +22,7 @@ use crate::transport::Source;
 use super::app::App;
 use super::error::{ApiError, Subject};
 use super::multipart::{Layout, Read, Slicer};
+use super::reading::{Readable, after_upstream, readable};
 use super::registry_request::RegistryRequest;
 use super::response;
 
@@ -104,15 +105,14 @@ pub(crate) async fn answer(
     ask: &RegistryRequest,
     digest: &Digest,
 ) -> Result<Response, ApiError> {
-    let failed = match app.store.find(digest).await {
-        Ok(Some(object)) => return from_store(app, ask, object).await,
-        Ok(None) => None,
-        Err(error) => Some(ApiError::from(error)),
+    let stored = match readable(app, ask, digest).await {
+        Ok(Readable::Object(object)) => return from_store(app, ask, object).await,
+        Ok(Readable::UnderOtherNames) => Ok(true),
+        Ok(Readable::Missing) => Ok(false),
+        Err(failure) => Err(failure),
     };
     let answer = from_upstream(app, ask, digest).await;
-    // A blob that the upstream does not know may be a converted one. A failed store must not look
-    // like a 404.
-    answer.map_err(|failure| failed.filter(|_| failure.is_not_found()).unwrap_or(failure))
+    answer.map_err(|failure| after_upstream(failure, stored))
 }
 
 async fn from_store(
@@ -185,7 +185,7 @@ async fn from_upstream(
     digest: &Digest,
 ) -> Result<Response, ApiError> {
     let fail = |error: registry::Error| ApiError::upstream(&error, Subject::Blob, ask.is_mirror);
-    let source = app.source(&ask.location.upstream).map_err(fail)?;
+    let source = ask.admission.source.clone();
     let key = (ask.location.clone(), digest.clone());
     let repository = ask.location.repository.clone();
     count("upstream");

@@ -11,9 +11,15 @@ use ipnet::IpNet;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::access::{AccessConfig, AccessRule};
+
 /// The latest answer to a manifest request: containerd 2.3 gives up after 30 s without response
 /// headers.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(25);
+
+/// The shortest lifetime of a token that clients expect (distribution, "Token Authentication
+/// Specification").
+const LEAST_LOGIN_LIFETIME: Duration = Duration::from_secs(60);
 
 /// The server's section of the configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -105,6 +111,7 @@ pub struct Config {
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "networks")]
     pub trusted_proxies: Vec<IpNet>,
     pub profiles: ProfilesConfig,
+    pub access: AccessConfig,
 }
 
 /// Profiles of images: learned from containers and clients, and served to nodes.
@@ -185,6 +192,7 @@ impl Default for Config {
             client_header: None,
             trusted_proxies: Vec::new(),
             profiles: ProfilesConfig::default(),
+            access: AccessConfig::default(),
         }
     }
 }
@@ -278,6 +286,25 @@ impl Config {
                     .as_ref()
                     .is_none_or(|name| HeaderName::from_str(name).is_ok()),
                 "serve.client_header is not a header name",
+            ),
+            (
+                !self.has_api_listener() || !self.access.rule.is_empty(),
+                "serve.listen is beyond loopback and no rule says who may read what the server can \
+                 pull; for images that everybody may read, write [[serve.access.rule]] with \
+                 who = [\"anyone\"], may = [\"pull\", \"profiles\"], images = [\"docker.io/**\"]",
+            ),
+            (
+                self.access.rule.iter().all(AccessRule::names_its_upstreams),
+                "serve.access.rule with who = [\"upstream\"] has images without an upstream's name: \
+                 clients' credentials would go to any host",
+            ),
+            (
+                !self.access.remember.is_zero(),
+                "serve.access.remember is 0s",
+            ),
+            (
+                self.access.login_lifetime >= LEAST_LOGIN_LIFETIME,
+                "serve.access.login_lifetime is under 1m: clients take a token for a minute",
             ),
             (
                 self.client_header.is_none() || !self.trusted_proxies.is_empty(),

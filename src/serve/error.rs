@@ -8,7 +8,7 @@ use std::error::Error as StdError;
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
-use http::header::{ALLOW, CONTENT_RANGE, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, StatusCode};
 use serde_json::Value;
 
@@ -20,6 +20,7 @@ use crate::registry;
 use crate::store;
 use crate::telemetry::{log, metrics};
 
+use super::access::Refusal;
 use super::response;
 
 /// The kind of the requested object, which decides the code of a miss.
@@ -48,6 +49,8 @@ pub(crate) struct ApiError {
     message: String,
     retry_after: Option<Duration>,
     content_range: Option<String>,
+    /// The value of `WWW-Authenticate`.
+    challenge: Option<String>,
 }
 
 impl ApiError {
@@ -58,6 +61,7 @@ impl ApiError {
             message: message.into(),
             retry_after: None,
             content_range: None,
+            challenge: None,
         }
     }
 
@@ -123,6 +127,31 @@ impl ApiError {
             ErrorCode::Unknown,
             "internal error; the log has more",
         )
+    }
+
+    /// A refusal of the access rules. Only clients without sufficient credentials get the challenge.
+    pub(crate) fn access(refusal: &Refusal, challenge: String) -> Self {
+        let unauthorized = |message: &str| Self {
+            challenge: Some(challenge),
+            ..Self::new(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, message)
+        };
+        match refusal {
+            Refusal::Unidentified => unauthorized("credentials are needed for this"),
+            Refusal::BadCredentials => unauthorized("the credentials are wrong or expired"),
+            Refusal::Denied => Self::denied("access denied"),
+            Refusal::Unavailable => {
+                let message = "access cannot be checked now";
+                let unavailable = Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    ErrorCode::Unavailable,
+                    message,
+                );
+                Self {
+                    retry_after: Some(Duration::from_secs(1)),
+                    ..unavailable
+                }
+            }
+        }
     }
 
     /// The upstream did not answer in time.
@@ -213,6 +242,11 @@ impl ApiError {
         }
     }
 
+    /// The digest is of an image that this name was not shown to hold.
+    pub(crate) fn other_name() -> Self {
+        Self::denied("this repository was not shown to hold that digest")
+    }
+
     fn denied(message: &str) -> Self {
         Self::new(StatusCode::FORBIDDEN, ErrorCode::Denied, message)
     }
@@ -264,6 +298,9 @@ impl IntoResponse for ApiError {
             .and_then(|range| HeaderValue::from_str(&range).ok())
         {
             headers.insert(CONTENT_RANGE, range);
+        }
+        if let Some(challenge) = &self.challenge {
+            response::set(headers, WWW_AUTHENTICATE, challenge);
         }
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));

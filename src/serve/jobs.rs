@@ -42,6 +42,14 @@ pub(crate) enum State {
 }
 
 impl Job {
+    /// The repository that is converted from.
+    pub(crate) fn location(&self) -> Option<Location> {
+        Some(Location {
+            upstream: self.upstream.clone(),
+            repository: self.repository.parse().ok()?,
+        })
+    }
+
     pub(crate) fn is_of(&self, upstream: &str, repository: &str) -> bool {
         self.upstream == upstream && self.repository == repository
     }

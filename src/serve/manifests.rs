@@ -15,14 +15,16 @@ use crate::oci::{Descriptor, Digest, Manifest, Reference, Tag};
 use crate::registry;
 use crate::store::ImageRecord;
 use crate::telemetry::metrics;
-use crate::transport::Source;
 
 use super::accept::{Accept, Choice};
 use super::app::App;
 use super::config::OnMiss;
 use super::error::{ApiError, Chain, Subject};
 use super::negotiate::{of_converted, of_source};
-use super::reading::{failure, source, source_manifest, stored, weighed};
+use super::reading::{
+    after_upstream, failure, is_under_other_names, readable_record, source_manifest, stored,
+    weighed,
+};
 use super::registry_request::RegistryRequest;
 use super::{recorded, referrers, response};
 
@@ -119,23 +121,23 @@ fn notice(app: &Arc<App>, ask: &RegistryRequest, document: &Document) {
         ranges.pulled(client, &manifest);
     }
     let (shared, location) = (Arc::clone(app), ask.location.clone());
-    let (asked, place) = (Arc::clone(app), ask.location.clone());
+    let (admission, repository) = (ask.admission.clone(), location.repository.clone());
+    let (source, finds_recorded) = (admission.source.clone(), app.config.profiles.recorded);
     let source_manifest = |digest| async move {
-        let source = shared.source(&location.upstream).ok()?;
-        shared
-            .source_manifests
-            .get(&source, &location, &digest)
-            .await
-            .ok()
+        let manifest = shared.source_manifests.get(&admission, &location, &digest);
+        manifest.await.ok()
     };
-    app.profiles
-        .notice(&manifest, source_manifest, |source_digest| async move {
-            if asked.config.profiles.recorded {
-                recorded::find(&asked, &place, &source_digest).await
+    app.profiles.notice(
+        &manifest,
+        source_manifest,
+        move |source_digest| async move {
+            if finds_recorded {
+                recorded::find(&source, &repository, &source_digest).await
             } else {
                 None
             }
-        });
+        },
+    );
 }
 
 /// Starts a new conversion in the order in which the image's files are read, if the converter wants
@@ -147,20 +149,16 @@ async fn reorder(app: &Arc<App>, ask: &RegistryRequest, converted: &Document) {
     let Some(source_digest) = referrers::source_digest(bytes).await else {
         return;
     };
-    let Ok(source) = app.source(&ask.location.upstream) else {
-        return;
-    };
-    let (shared, location, upstream) = (Arc::clone(app), ask.location.clone(), source.clone());
+    let (shared, location) = (Arc::clone(app), ask.location.clone());
+    let admission = ask.admission.clone();
     let source_manifest = async move {
-        shared
-            .source_manifests
-            .get(&upstream, &location, &source_digest)
-            .await
-            .ok()
+        let manifests = &shared.source_manifests;
+        let manifest = manifests.get(&admission, &location, &source_digest);
+        manifest.await.ok()
     };
     app.converter.reorder(
         &converted.digest,
-        source,
+        ask.admission.source.clone(),
         ask.location.repository.clone(),
         source_manifest,
     );
@@ -228,15 +226,13 @@ async fn by_digest(
     ask: &RegistryRequest,
     digest: &Digest,
 ) -> Result<(Document, Kind), ApiError> {
-    let failed = match stored(app, digest).await {
+    let stored = match stored(app, ask, digest).await {
         Ok(Some(manifest)) => return Ok((manifest.into(), Kind::Converted)),
-        Ok(None) => None,
-        Err(failure) => Some(failure),
+        Ok(None) => is_under_other_names(app, ask, digest).await,
+        Err(failure) => Err(failure),
     };
     let found = source_by_digest(app, ask, digest).await;
-    // A manifest that the upstream does not know may be a converted one. A failed store must not
-    // look like a 404.
-    found.map_err(|failure| failed.filter(|_| failure.is_not_found()).unwrap_or(failure))
+    found.map_err(|failure| after_upstream(failure, stored))
 }
 
 async fn source_by_digest(
@@ -244,38 +240,33 @@ async fn source_by_digest(
     ask: &RegistryRequest,
     digest: &Digest,
 ) -> Result<(Document, Kind), ApiError> {
-    let source = source(app, ask)?;
-    if let Some(manifest) = app.source_manifests.known(&ask.location, digest).await {
-        return Ok(source_child(
-            app,
-            ask,
-            &source,
-            weighed(app, manifest).await?,
-        ));
+    let admission = &ask.admission;
+    let known = app
+        .source_manifests
+        .known(admission.reader, &ask.location, digest)
+        .await;
+    if let Some(manifest) = known {
+        return Ok(source_child(app, ask, weighed(app, manifest).await?));
     }
     if ask.is_head {
         let reference = Reference::Digest(digest.clone());
-        let found = source
+        let found = admission
+            .source
             .resolve(&ask.location.repository, &reference)
             .await
             .map_err(|error| failure(&error, ask))?;
         return Ok((Document::without_bytes(found), Kind::PassThrough));
     }
-    let manifest = source_manifest(app, ask, &source, digest).await?;
-    Ok(source_child(app, ask, &source, manifest))
+    let manifest = source_manifest(app, ask, digest).await?;
+    Ok(source_child(app, ask, manifest))
 }
 
-fn source_child(
-    app: &Arc<App>,
-    ask: &RegistryRequest,
-    source: &Source,
-    manifest: Manifest,
-) -> (Document, Kind) {
+fn source_child(app: &Arc<App>, ask: &RegistryRequest, manifest: Manifest) -> (Document, Kind) {
     if !ask.is_head
         && !ask.is_browser
         && manifest_kind(&manifest.media_type) == Some(ManifestKind::Image)
     {
-        let (app, source) = (Arc::clone(app), source.clone());
+        let (app, source) = (Arc::clone(app), ask.admission.source.clone());
         let (repository, child) = (ask.location.repository.clone(), manifest.clone());
         tokio::spawn(async move {
             // The converter logs a failure, which does not affect the client that pulls the source
@@ -291,57 +282,49 @@ async fn by_tag(
     ask: &RegistryRequest,
     tag: &Tag,
 ) -> Result<(Document, Kind), ApiError> {
-    let source = source(app, ask)?;
     let ready_by = ask.started + app.config.wait;
     let patience = ready_by.max(ask.started + app.config.answer_within / 2);
     let found = match app
         .resolver
-        .resolve(&source, &ask.location, tag, patience)
+        .resolve(&ask.admission, &ask.location, tag, patience)
         .await
     {
         Ok(found) => found,
         Err(registry::Error::NotFound) => {
-            return Ok((
-                toc_image(app, ask, &source, tag).await?.into(),
-                Kind::Converted,
-            ));
+            return Ok((toc_image(app, ask, tag).await?.into(), Kind::Converted));
         }
         Err(error) => return Err(failure(&error, ask)),
     };
-    match ready(app, ask, &source, &found.digest, ready_by).await? {
-        Ok((record, converted)) => match of_converted(app, ask, &source, &record, converted).await?
-        {
+    let (reader, since) = (ask.admission.reader, found.since);
+    app.access.confirm(reader, &ask.holder, since).await;
+    let found = found.descriptor;
+    match ready(app, ask, &found.digest, ready_by).await? {
+        Ok((record, converted)) => match of_converted(app, ask, &record, converted).await? {
             Some(manifest) => Ok((manifest.into(), Kind::Converted)),
-            None => by_source(app, ask, &source, &found, Kind::PassThrough).await,
+            None => by_source(app, ask, &found, Kind::PassThrough).await,
         },
         Err(Kind::Source(_)) if ask.is_mirror && app.config.on_miss == OnMiss::NotFound => {
             Err(ApiError::not_found(Subject::Manifest))
         }
-        Err(kind) => by_source(app, ask, &source, &found, kind).await,
+        Err(kind) => by_source(app, ask, &found, kind).await,
     }
 }
 
 async fn by_source(
     app: &App,
     ask: &RegistryRequest,
-    source: &Source,
     found: &Descriptor,
     kind: Kind,
 ) -> Result<(Document, Kind), ApiError> {
     if ask.is_head && Accept::from_headers(&ask.headers).choose(&found.media_type) == Choice::AsIs {
         return Ok((Document::without_bytes(found.clone()), kind));
     }
-    let manifest = source_manifest(app, ask, source, &found.digest).await?;
-    Ok((of_source(app, ask, source, manifest).await?.into(), kind))
+    let manifest = source_manifest(app, ask, &found.digest).await?;
+    Ok((of_source(app, ask, manifest).await?.into(), kind))
 }
 
 /// The image of external TOCs that stargz-snapshotter requests next to an image: `TAG-esgztoc`.
-async fn toc_image(
-    app: &App,
-    ask: &RegistryRequest,
-    source: &Source,
-    tag: &Tag,
-) -> Result<Manifest, ApiError> {
+async fn toc_image(app: &App, ask: &RegistryRequest, tag: &Tag) -> Result<Manifest, ApiError> {
     let missing = || ApiError::not_found(Subject::Manifest);
     let base: Tag = tag
         .as_str()
@@ -351,15 +334,19 @@ async fn toc_image(
     let found = app
         .resolver
         .resolve(
-            source,
+            &ask.admission,
             &ask.location,
             &base,
             ask.started + app.config.answer_within,
         )
         .await;
-    let found = found.map_err(|error| failure(&error, ask))?;
+    let found = found.map_err(|error| failure(&error, ask))?.descriptor;
     let record = match app.converter.lookup(&found.digest).await {
-        Ok(Some(record)) => app.converter.toc_image(&record).await,
+        Ok(Some(record)) => {
+            let repository = &ask.location.repository;
+            let source = &ask.admission.source;
+            app.converter.toc_image(source, repository, &record).await
+        }
         Ok(None) => return Err(missing()),
         Err(error) => Err(error),
     };
@@ -373,18 +360,17 @@ async fn toc_image(
 async fn ready(
     app: &App,
     ask: &RegistryRequest,
-    source: &Source,
     digest: &Digest,
     ready_by: Instant,
 ) -> Result<Result<(ImageRecord, Manifest), Kind>, ApiError> {
-    let record = match app.converter.lookup(digest).await {
+    let record = match readable_record(app, ask, digest).await {
         Ok(Some(record)) => Some(record),
         Ok(None) if ask.is_browser => {
             return Ok(Err(Kind::Source("browsers start no conversions")));
         }
         Ok(None) => {
-            let manifest = source_manifest(app, ask, source, digest).await?;
-            match wait_for(app, ask, source, &manifest, ready_by).await {
+            let manifest = source_manifest(app, ask, digest).await?;
+            match wait_for(app, ask, &manifest, ready_by).await {
                 Ok(record) => Some(record),
                 Err(reason) => return Ok(Err(Kind::Source(reason))),
             }
@@ -401,7 +387,9 @@ async fn ready(
         return Ok(Err(Kind::PassThrough));
     }
     // A failing store is logged where it fails. The source image is still an answer.
-    let converted = stored(app, &record.converted).await.unwrap_or_default();
+    let converted = stored(app, ask, &record.converted)
+        .await
+        .unwrap_or_default();
     Ok(converted
         .map(|converted| (record, converted))
         .ok_or(Kind::Source("the converted image is out of reach")))
@@ -411,14 +399,15 @@ async fn ready(
 async fn wait_for(
     app: &App,
     ask: &RegistryRequest,
-    source: &Source,
     source_manifest: &Manifest,
     ready_by: Instant,
 ) -> Result<ImageRecord, &'static str> {
     let since = Instant::now();
-    let conversion = app
-        .converter
-        .convert(source, &ask.location.repository, source_manifest);
+    let conversion = app.converter.convert(
+        &ask.admission.source,
+        &ask.location.repository,
+        source_manifest,
+    );
     let (outcome, answer) = match timeout_at(ready_by, conversion).await {
         Ok(Ok(record)) => ("ready", Ok(record)),
         // The converter logs the reason.

@@ -58,7 +58,7 @@ pub(crate) async fn observe(State(app): State<Arc<App>>, request: Request, next:
     let address = client_address::address(&app.config, request.headers(), request.extensions());
     // Health and metrics must answer even under overload.
     let places = match line.endpoint {
-        "manifest" | "blob" | "referrers" | "tags" => Some(&app.places),
+        "manifest" | "blob" | "referrers" | "tags" | "token" => Some(&app.places),
         "api" | "page" => Some(&app.api_places),
         _ => None,
     };
@@ -151,6 +151,7 @@ fn endpoint(path: &str) -> &'static str {
         return match path {
             "/healthz" | "/readyz" | "/metrics" => "health",
             "/v2" => "ping",
+            "/token" => "token",
             "/" => "page",
             _ if path.starts_with("/api/") => "api",
             _ => "other",

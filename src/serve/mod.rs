@@ -12,6 +12,7 @@
 //! A handler parses, calls one function and answers. Only `error` turns failures into statuses.
 
 mod accept;
+mod access;
 mod api;
 mod app;
 mod blobs;
@@ -21,6 +22,7 @@ mod connections;
 mod descriptors;
 mod documents;
 mod error;
+mod face;
 mod flush;
 mod guard;
 mod health;
@@ -47,6 +49,8 @@ mod source_manifests;
 mod stall;
 mod streams;
 mod tags;
+mod token;
 
+pub use access::{AccessConfig, AccessRule, Action, ImagePattern, ParseRuleError, UsersError, Who};
 pub use config::{ANSWER_LIMIT, Config, ConfigError, OnMiss, ProfilesConfig, TlsConfig};
 pub use server::{Server, StartError};

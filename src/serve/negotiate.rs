@@ -7,7 +7,6 @@ use crate::aside::aside;
 use crate::oci::media_type::{ManifestKind, manifest_kind};
 use crate::oci::{Digest, Manifest, Platform, translate};
 use crate::store::ImageRecord;
-use crate::transport::Source;
 
 use super::accept::{Accept, Choice};
 use super::app::App;
@@ -23,7 +22,6 @@ const MAX_INDEXES: usize = 4;
 pub(crate) async fn of_source(
     app: &App,
     ask: &RegistryRequest,
-    source: &Source,
     manifest: Manifest,
 ) -> Result<Manifest, ApiError> {
     let accept = Accept::from_headers(&ask.headers);
@@ -35,7 +33,7 @@ pub(crate) async fn of_source(
         let Some(digest) = child(&manifest).await else {
             break;
         };
-        manifest = source_manifest(app, ask, source, &digest).await?;
+        manifest = source_manifest(app, ask, &digest).await?;
     }
     Ok(manifest)
 }
@@ -45,7 +43,6 @@ pub(crate) async fn of_source(
 pub(crate) async fn of_converted(
     app: &App,
     ask: &RegistryRequest,
-    source: &Source,
     record: &ImageRecord,
     manifest: Manifest,
 ) -> Result<Option<Manifest>, ApiError> {
@@ -56,7 +53,7 @@ pub(crate) async fn of_converted(
             Choice::AsIs => break,
             Choice::Translate(_) if manifest.digest == record.converted => {
                 return match &record.translated {
-                    Some(translated) => stored(app, &translated.digest).await,
+                    Some(translated) => stored(app, ask, &translated.digest).await,
                     None => Ok(None),
                 };
             }
@@ -68,9 +65,9 @@ pub(crate) async fn of_converted(
                 let Some(digest) = child(&manifest).await else {
                     break;
                 };
-                let Some(next) = stored(app, &digest).await? else {
-                    let next = source_manifest(app, ask, source, &digest).await?;
-                    return of_source(app, ask, source, next).await.map(Some);
+                let Some(next) = stored(app, ask, &digest).await? else {
+                    let next = source_manifest(app, ask, &digest).await?;
+                    return of_source(app, ask, next).await.map(Some);
                 };
                 manifest = next;
             }

@@ -1,5 +1,6 @@
 //! The profiles that nodes fetch before a start, and the observations that they send after one.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -9,27 +10,32 @@ use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use serde_json::json;
 
 use crate::learn::{ProfileDocument, Refused};
+use crate::oci::Reference;
 use crate::oci::digest::ParseDigestError;
 use crate::oci::error::ErrorCode;
+use crate::oci::route::Location;
 use crate::profile::{
     MAX_OBSERVATION_BYTES, MAX_PROFILE_BYTES, MEDIA_TYPE, ParseWorkloadError, Stack, Workload,
 };
+use crate::store::Holder;
 use crate::telemetry::metrics;
 
+use super::access::{Action, Proof};
 use super::api::is_json;
 use super::app::App;
 use super::documents::Documents;
 use super::error::{ApiError, refused};
+use super::registry_request::{Sender, admit, locate};
 use super::{client_address, request_body, response};
 
-/// `GET /api/v1/profiles/{stack}?workload=NAME`
+/// `GET /api/v1/profiles/{stack}?workload=NAME&name=REPOSITORY&ns=REGISTRY`
 pub(crate) async fn show(
     State(app): State<Arc<App>>,
     Path(stack): Path<String>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Response {
-    let (answer, response) = match read(&app, &stack, &uri) {
+    let (answer, response) = match read(&app, &stack, &headers, &uri).await {
         Ok((stack, workload)) => profile(&app, &headers, &stack, &workload).await,
         Err(failure) => Err(failure),
     }
@@ -48,14 +54,14 @@ pub(crate) async fn show(
     response
 }
 
-/// `POST /api/v1/profiles/{stack}?workload=NAME`
+/// `POST /api/v1/profiles/{stack}?workload=NAME&name=REPOSITORY&ns=REGISTRY`
 pub(crate) async fn take(
     State(app): State<Arc<App>>,
     Path(stack): Path<String>,
     uri: Uri,
     request: Request,
 ) -> Response {
-    let taken = match read(&app, &stack, &uri) {
+    let taken = match read(&app, &stack, request.headers(), &uri).await {
         Ok((stack, workload)) => observe(&app, &stack, &workload, request).await,
         Err(failure) => Err(failure),
     };
@@ -74,7 +80,12 @@ pub(crate) async fn take(
     }
 }
 
-fn read(app: &App, stack: &str, uri: &Uri) -> Result<(Stack, Workload), ApiError> {
+async fn read(
+    app: &App,
+    stack: &str,
+    headers: &HeaderMap,
+    uri: &Uri,
+) -> Result<(Stack, Workload), ApiError> {
     if !app.config.profiles.enabled {
         return Err(refused(
             StatusCode::NOT_FOUND,
@@ -85,14 +96,66 @@ fn read(app: &App, stack: &str, uri: &Uri) -> Result<(Stack, Workload), ApiError
     let stack = stack
         .parse()
         .map_err(|error: ParseDigestError| bad(format!("the stack: {error}")))?;
-    let mut query = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
-    let workload = match query.find(|(key, _)| key == "workload") {
-        Some((_, name)) => name
+    let query: HashMap<_, _> =
+        url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).collect();
+    let workload = match query.get("workload") {
+        Some(name) => name
             .parse()
             .map_err(|error: ParseWorkloadError| bad(error.to_string()))?,
         None => Workload::default(),
     };
+    let name = match query.get("name") {
+        Some(name) => Some(
+            name.parse()
+                .map_err(|_no_name| bad("the name: no repository".to_owned()))?,
+        ),
+        None => None,
+    };
+    let sender = Sender {
+        headers,
+        uri,
+        name: name.as_ref(),
+        is_mirror: false,
+    };
+    match &name {
+        Some(name) => {
+            let namespace = query.get("ns").map(AsRef::as_ref);
+            let location = locate(app, name, namespace).ok_or_else(unknown)?;
+            check_name(app, &stack, &sender, &location).await?;
+        }
+        // Without a name, the image may be any.
+        None => {
+            let identity = app.access.identify(headers).await;
+            let admitted =
+                identity.and_then(|known| app.access.admit_to_all(&known, Action::Profiles));
+            admitted.map_err(|refusal| sender.refused(app, &refusal))?;
+        }
+    }
     Ok((stack, workload))
+}
+
+/// Checks that the sender may read the image with these layers under the name.
+async fn check_name(
+    app: &App,
+    stack: &Stack,
+    sender: &Sender<'_>,
+    location: &Location,
+) -> Result<(), ApiError> {
+    let source = app.profiles.source_of(stack).await;
+    let source = source.map_err(|error| ApiError::inside(&error))?;
+    let proof = async {
+        let image = source.clone().map(Reference::Digest);
+        Ok(image.map_or(Proof::Tags, Proof::Manifest))
+    };
+    let admission = admit(app, sender, Action::Profiles, location, proof).await?;
+    let source = source.ok_or_else(unknown)?;
+    let holder = Holder::repository(&location.upstream, &location.repository);
+    let is_readable = app.store.is_linked(&holder, &source).await?
+        && app
+            .access
+            .may_still_read(&admission, &holder, location, &source)
+            .await;
+    is_readable.then_some(()).ok_or_else(unknown)
 }
 
 async fn profile(

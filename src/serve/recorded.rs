@@ -2,17 +2,20 @@
 
 use bytes::Bytes;
 
-use crate::oci::Digest;
-use crate::oci::route::Location;
+use crate::oci::{Digest, Repository};
 use crate::profile::{Profile, Workload, artifact};
 use crate::registry;
+use crate::transport::Source;
 
-use super::app::App;
 use super::error::Chain;
 
 /// The profile of the default workload that refers to an image. A failure is only logged.
-pub(super) async fn find(app: &App, location: &Location, image: &Digest) -> Option<Profile> {
-    let found = match read(app, location, image).await {
+pub(super) async fn find(
+    source: &Source,
+    repository: &Repository,
+    image: &Digest,
+) -> Option<Profile> {
+    let found = match read(source, repository, image).await {
         Ok(document) => document.map(|bytes| Profile::parse(&bytes)),
         Err(error) => {
             tracing::info!(%image, error = %Chain(&error), "referrers not read");
@@ -27,12 +30,10 @@ pub(super) async fn find(app: &App, location: &Location, image: &Digest) -> Opti
 }
 
 async fn read(
-    app: &App,
-    location: &Location,
+    source: &Source,
+    repository: &Repository,
     image: &Digest,
 ) -> Result<Option<Bytes>, registry::Error> {
-    let source = app.source(&location.upstream)?;
-    let repository = &location.repository;
     let referrers = source.referrers(repository, image).await?;
     let Some(referrer) = artifact::of_workload(&referrers, &Workload::default()) else {
         return Ok(None);

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::aside::aside;
+use crate::learn;
 use crate::oci::annotations::SOURCE_DIGEST;
 use crate::oci::manifest::Index;
 use crate::oci::media_type::OCI_INDEX;
@@ -18,7 +19,7 @@ use crate::registry::{self, Referrers};
 
 use super::app::App;
 use super::error::{ApiError, Chain, Subject};
-use super::reading::stored;
+use super::reading::{readable_record, stored};
 use super::registry_request::RegistryRequest;
 use super::response;
 
@@ -33,20 +34,24 @@ pub(crate) async fn answer(
     ask: &RegistryRequest,
     digest: &Digest,
 ) -> Result<Response, ApiError> {
-    let mut referrers = match stored(app, digest).await? {
+    let mut referrers = match stored(app, ask, digest).await? {
         Some(converted) => {
             let mut referrers = match source_digest(&converted.bytes).await {
-                Some(source) => of_upstream(app, ask, &source).await?,
+                Some(source) => of_upstream(ask, &source).await?,
                 None => Referrers::default(),
             };
-            referrers.extend(our_profile(app, &converted).await);
+            referrers.extend(our_profile(app, ask, &converted).await);
             referrers
         }
         None => {
-            let mut referrers = of_upstream(app, ask, digest).await?;
-            referrers.extend(our_converted(app, digest).await);
-            if let Some(source_manifest) = app.source_manifests.known(&ask.location, digest).await {
-                referrers.extend(our_profile(app, &source_manifest).await);
+            let mut referrers = of_upstream(ask, digest).await?;
+            referrers.extend(our_converted(app, ask, digest).await);
+            if let Some(source_manifest) = app
+                .source_manifests
+                .known(ask.admission.reader, &ask.location, digest)
+                .await
+            {
+                referrers.extend(our_profile(app, ask, &source_manifest).await);
             }
             referrers
         }
@@ -68,15 +73,15 @@ pub(crate) async fn answer(
 }
 
 /// The upstream's list. An unknown repository or digest has an empty list.
-async fn of_upstream(
-    app: &App,
-    ask: &RegistryRequest,
-    digest: &Digest,
-) -> Result<Referrers, ApiError> {
+async fn of_upstream(ask: &RegistryRequest, digest: &Digest) -> Result<Referrers, ApiError> {
     let fail =
         |error: registry::Error| ApiError::upstream(&error, Subject::Repository, ask.is_mirror);
-    let source = app.source(&ask.location.upstream).map_err(fail)?;
-    match source.referrers(&ask.location.repository, digest).await {
+    match ask
+        .admission
+        .source
+        .referrers(&ask.location.repository, digest)
+        .await
+    {
         Ok(referrers) => Ok(referrers),
         Err(registry::Error::NotFound) => Ok(Referrers::default()),
         Err(error) => Err(fail(error)),
@@ -84,8 +89,8 @@ async fn of_upstream(
 }
 
 /// The converted image of a source image, listed as its referrer.
-async fn our_converted(app: &App, source: &Digest) -> Option<Descriptor> {
-    let record = match app.converter.lookup(source).await {
+async fn our_converted(app: &App, ask: &RegistryRequest, source: &Digest) -> Option<Descriptor> {
+    let record = match readable_record(app, ask, source).await {
         Ok(record) => record.filter(|record| record.converted != record.source)?,
         Err(error) => {
             tracing::warn!(error = %Chain(&error), "image record not read");
@@ -104,18 +109,36 @@ async fn our_converted(app: &App, source: &Digest) -> Option<Descriptor> {
     })
 }
 
-/// The profile of the image, listed as its referrer.
-async fn our_profile(app: &App, image: &Manifest) -> Option<Descriptor> {
+/// The profile of the image, listed as its referrer, if it may be read under the name in the
+/// request.
+async fn our_profile(app: &App, ask: &RegistryRequest, image: &Manifest) -> Option<Descriptor> {
     if !app.config.profiles.enabled {
         return None;
     }
-    match app.profiles.artifact(image).await {
+    match listed_profile(app, ask, image).await {
         Ok(listed) => listed,
         Err(error) => {
             tracing::warn!(error = %Chain(&error), "profile of image not read");
             None
         }
     }
+}
+
+async fn listed_profile(
+    app: &App,
+    ask: &RegistryRequest,
+    image: &Manifest,
+) -> Result<Option<Descriptor>, learn::Error> {
+    if !app.store.is_linked(&ask.holder, &image.digest).await? {
+        return Ok(None);
+    }
+    let Some(artifact) = app.profiles.artifact(image).await? else {
+        return Ok(None);
+    };
+    app.store
+        .link_all(&ask.holder, &artifact.objects, &image.digest)
+        .await?;
+    Ok(Some(artifact.listed))
 }
 
 /// The source digest that a converted image names.

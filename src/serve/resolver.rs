@@ -15,22 +15,24 @@ use crate::registry::Error;
 use crate::telemetry::metrics;
 use crate::transport::Source;
 
+use super::access::{Admission, Reader};
 use super::config::Config;
 
 /// The number of cached tags, of a few hundred bytes each.
 const MAX_TAGS: u64 = 50_000;
 
-type Key = (Location, Tag);
+type Key = (Reader, Location, Tag);
 
+/// A tag's digest, and when the upstream named it.
 #[derive(Clone)]
-struct ResolvedTag {
-    descriptor: Descriptor,
-    since: Instant,
+pub(crate) struct ResolvedTag {
+    pub(crate) descriptor: Descriptor,
+    pub(crate) since: Instant,
 }
 
 pub(crate) struct Resolver {
     known: Cache<Key, ResolvedTag>,
-    asking: Flight<Key, Result<Descriptor, Error>>,
+    asking: Flight<Key, Result<ResolvedTag, Error>>,
     fresh: Duration,
     while_revalidate: Duration,
     if_error: Duration,
@@ -57,12 +59,13 @@ impl Resolver {
     /// Cancel safe: a running request continues for a while, and its answer is cached.
     pub(crate) async fn resolve(
         &self,
-        source: &Source,
+        admission: &Admission,
         location: &Location,
         tag: &Tag,
         patience: Instant,
-    ) -> Result<Descriptor, Error> {
-        let key = (location.clone(), tag.clone());
+    ) -> Result<ResolvedTag, Error> {
+        let source = &admission.source;
+        let key = (admission.reader, location.clone(), tag.clone());
         let Some(known) = self.known.get(&key).await else {
             count("asked");
             return self.ask(source, key).await;
@@ -70,18 +73,18 @@ impl Resolver {
         let age = known.since.elapsed();
         if age < self.fresh {
             count("fresh");
-            return Ok(known.descriptor);
+            return Ok(known);
         }
         let answer = self.ask(source, key);
         if age < self.while_revalidate {
             count("stale");
-            return Ok(known.descriptor);
+            return Ok(known);
         }
         match timeout_at(patience, answer).await {
             Ok(Err(error)) if !is_transient(&error) => Err(error),
-            Ok(Ok(descriptor)) => {
+            Ok(Ok(resolved)) => {
                 count("asked");
-                Ok(descriptor)
+                Ok(resolved)
             }
             failed if age < self.if_error => {
                 count("stale-if-error");
@@ -90,7 +93,7 @@ impl Resolver {
                     .and_then(Result::err)
                     .map_or("silence".to_owned(), |error| error.to_string());
                 tracing::warn!(upstream = location.upstream, %tag, reason, "the last known digest stands in");
-                Ok(known.descriptor)
+                Ok(known)
             }
             Ok(Err(error)) => Err(error),
             Err(_silence) => Err(Error::Unavailable("no answer in time".to_owned())),
@@ -103,30 +106,27 @@ impl Resolver {
         &self,
         source: &Source,
         key: Key,
-    ) -> impl Future<Output = Result<Descriptor, Error>> + use<> {
+    ) -> impl Future<Output = Result<ResolvedTag, Error>> + use<> {
         let (source, known) = (source.clone(), self.known.clone());
         let answer = self.asking.join(key.clone(), move || async move {
-            let (location, tag) = &key;
+            let (_, location, tag) = &key;
             let answer = source
                 .resolve(&location.repository, &Reference::Tag(tag.clone()))
                 .await;
-            match &answer {
+            match answer {
                 Ok(descriptor) => {
-                    let descriptor = descriptor.clone();
-                    known
-                        .insert(
-                            key,
-                            ResolvedTag {
-                                descriptor,
-                                since: Instant::now(),
-                            },
-                        )
-                        .await;
+                    let since = Instant::now();
+                    let resolved = ResolvedTag { descriptor, since };
+                    known.insert(key, resolved.clone()).await;
+                    Ok(resolved)
                 }
-                Err(error) if !is_transient(error) => known.invalidate(&key).await,
-                Err(_) => {}
+                Err(error) => {
+                    if !is_transient(&error) {
+                        known.invalidate(&key).await;
+                    }
+                    Err(error)
+                }
             }
-            answer
         });
         async move {
             answer

@@ -4,32 +4,26 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{any, get};
-use http::{Method, StatusCode};
+use axum::{Extension, Router};
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, Method, StatusCode, Uri};
 use serde_json::json;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::oci::route::{Operation, RouteError};
 
+use super::access::Refusal;
 use super::app::App;
 use super::error::ApiError;
-use super::registry_request::RegistryRequest;
-use super::{api, blobs, health, manifests, middleware, page, profiles, referrers, response, tags};
-
-/// The audience of a listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Face {
-    /// Clients on this machine only: everything.
-    Local,
-    /// Clients and nodes: images, profiles, health.
-    Public,
-    /// Operators: status, conversions, page, metrics, health.
-    Api,
-}
+use super::face::Face;
+use super::registry_request::{RegistryRequest, Sender};
+use super::{
+    api, blobs, health, manifests, middleware, page, profiles, referrers, response, tags, token,
+};
 
 pub(crate) fn router(app: Arc<App>, face: Face) -> Router {
     let health = Router::new()
@@ -39,6 +33,8 @@ pub(crate) fn router(app: Arc<App>, face: Face) -> Router {
         .route("/v2", any(ping))
         .route("/v2/", any(ping))
         .route("/v2/{*path}", any(registry))
+        // This handler limits its body itself.
+        .route("/token", get(token::give).post(token::give_by_form))
         // This handler limits its body itself.
         .route(
             "/api/v1/profiles/{stack}",
@@ -57,6 +53,7 @@ pub(crate) fn router(app: Arc<App>, face: Face) -> Router {
     };
     routes
         .fallback(missing)
+        .layer(Extension(face))
         .layer(DefaultBodyLimit::max(api::MAX_BODY))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(Arc::clone(&app), middleware::observe))
@@ -67,21 +64,40 @@ fn is_read(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD)
 }
 
-async fn ping(method: Method) -> Response {
-    if is_read(&method) {
-        response::json(StatusCode::OK, &json!({}))
-    } else {
-        ApiError::method().into_response()
+/// Clients ask here first. A challenge makes them log in; without one, some send no credentials at
+/// all, also where they are needed.
+async fn ping(
+    State(app): State<Arc<App>>,
+    method: Method,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Response {
+    if !is_read(&method) {
+        return ApiError::method().into_response();
     }
+    let sender = Sender {
+        headers: &headers,
+        uri: &uri,
+        name: None,
+        is_mirror: false,
+    };
+    let refusal = match app.access.identify(&headers).await {
+        Ok(_) if app.access.is_open() || headers.contains_key(AUTHORIZATION) => {
+            return response::json(StatusCode::OK, &json!({}));
+        }
+        Ok(_) => Refusal::Unidentified,
+        Err(refusal) => refusal,
+    };
+    sender.refused(&app, &refusal).into_response()
 }
 
 async fn registry(State(app): State<Arc<App>>, request: Request) -> Response {
     if !is_read(request.method()) {
         return ApiError::method().into_response();
     }
-    let ask = match RegistryRequest::read(&app, request) {
+    let ask = match RegistryRequest::read(&app, request).await {
         Ok(ask) => ask,
-        Err(error) => return ApiError::route(&error).into_response(),
+        Err(failure) => return failure.into_response(),
     };
     let answer = match &ask.operation {
         Operation::Manifest(reference) => manifests::answer(&app, &ask, reference).await,

@@ -18,14 +18,16 @@ use crate::store::Store;
 use crate::telemetry::metrics;
 use crate::transport::Upstreams;
 
+use super::access::UsersError;
 use super::app::App;
 use super::config::{Config, ConfigError, TlsConfig};
 use super::connections::Connections;
 use super::descriptors;
 use super::error::Chain;
+use super::face::Face;
 use super::listener::Listener;
 use super::places::share;
-use super::router::{Face, router};
+use super::router::router;
 
 /// How often the certificate's files are checked for changes.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(60);
@@ -51,6 +53,8 @@ pub struct Server {
 pub enum StartError {
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Users(#[from] UsersError),
     #[error("cannot listen on {address}")]
     Listen {
         address: SocketAddr,
@@ -100,7 +104,7 @@ impl Server {
             upstreams,
             converter,
             profiles,
-        ));
+        )?);
         Ok(Self {
             listener,
             address,

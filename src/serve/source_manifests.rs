@@ -7,9 +7,10 @@ use crate::flight::{Flight, Forgotten};
 use crate::oci::route::Location;
 use crate::oci::{Digest, Manifest, Reference};
 use crate::registry::Error;
-use crate::transport::Source;
 
-type Key = (Location, Digest);
+use super::access::{Admission, Reader};
+
+type Key = (Reader, Location, Digest);
 
 pub(crate) struct SourceManifests {
     known: Cache<Key, Manifest>,
@@ -29,26 +30,32 @@ impl SourceManifests {
         }
     }
 
-    /// The manifest with this digest, only from memory.
-    pub(crate) async fn known(&self, location: &Location, digest: &Digest) -> Option<Manifest> {
-        self.known.get(&(location.clone(), digest.clone())).await
+    /// The manifest with this digest that the upstream sent to the reader, only from memory.
+    pub(crate) async fn known(
+        &self,
+        reader: Reader,
+        location: &Location,
+        digest: &Digest,
+    ) -> Option<Manifest> {
+        let key = (reader, location.clone(), digest.clone());
+        self.known.get(&key).await
     }
 
     /// The manifest with this digest. Cancel safe: a running fetch continues for a while, and its
     /// result is cached.
     pub(crate) async fn get(
         &self,
-        source: &Source,
+        admission: &Admission,
         location: &Location,
         digest: &Digest,
     ) -> Result<Manifest, Error> {
-        let key = (location.clone(), digest.clone());
+        let key = (admission.reader, location.clone(), digest.clone());
         if let Some(manifest) = self.known.get(&key).await {
             return Ok(manifest);
         }
-        let (source, known) = (source.clone(), self.known.clone());
+        let (source, known) = (admission.source.clone(), self.known.clone());
         let fetched = self.fetching.join(key.clone(), move || async move {
-            let (location, digest) = &key;
+            let (_, location, digest) = &key;
             let manifest = source
                 .manifest(&location.repository, &Reference::Digest(digest.clone()))
                 .await?;

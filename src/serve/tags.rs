@@ -27,8 +27,9 @@ pub(crate) async fn answer(app: &App, ask: &RegistryRequest) -> Result<Response,
     }
     let fail =
         |error: registry::Error| ApiError::upstream(&error, Subject::Repository, ask.is_mirror);
-    let source = app.source(&ask.location.upstream).map_err(fail)?;
-    let mut found = source
+    let mut found = ask
+        .admission
+        .source
         .tags(&ask.location.repository, n, last)
         .await
         .map_err(fail)?;

@@ -9,6 +9,7 @@
 //! records/image/<generation>/sha256/<hex of the source manifest>.json
 //! records/stack/sha256/<hex of the stack>.json
 //! profiles/sha256/<hex of the source configuration>.json
+//! links/sha256/<hex of the holder>/sha256/<hex>.json
 //! salt.json                    the salt of observers' ids
 //! used/sha256/<hex>            written at the object's last use
 //! leases/<name>
@@ -53,6 +54,12 @@ pub enum Key {
     StackRecord(Stack),
     /// The profile data of the image with this source configuration.
     Knowledge(Digest),
+    /// The record that an upstream or one of its repositories was shown to hold this digest.
+    Link {
+        /// The hash of the holder's name.
+        holder: Digest,
+        digest: Digest,
+    },
     Salt,
     /// The last use of the object with this digest: the time at which this empty object was
     /// written.
@@ -75,6 +82,7 @@ impl Key {
             Self::ImageRecord { .. } => "image-record",
             Self::StackRecord(_) => "stack-record",
             Self::Knowledge(_) => "profile",
+            Self::Link { .. } => "link",
             Self::Salt => "salt",
             Self::Used(_) => "mark",
             Self::Lease(_) => "lease",
@@ -115,6 +123,9 @@ impl fmt::Display for Key {
             }
             Self::StackRecord(Stack(digest)) => write!(f, "records/stack/{}.json", Place(digest)),
             Self::Knowledge(image) => write!(f, "profiles/{}.json", Place(image)),
+            Self::Link { holder, digest } => {
+                write!(f, "links/{}/{}.json", Place(holder), Place(digest))
+            }
             Self::Salt => f.write_str("salt.json"),
             Self::Used(digest) => write!(f, "used/{}", Place(digest)),
             Self::Lease(name) => write!(f, "leases/{}", Name(name)),
@@ -155,6 +166,10 @@ fn parse(path: &str) -> Option<Key> {
             Key::StackRecord(Stack(digest(algorithm, json(file)?)?))
         }
         ["profiles", algorithm, file] => Key::Knowledge(digest(algorithm, json(file)?)?),
+        ["links", kind, holder, algorithm, file] => Key::Link {
+            holder: digest(kind, holder)?,
+            digest: digest(algorithm, json(file)?)?,
+        },
         ["salt.json"] => Key::Salt,
         ["used", algorithm, hex] => Key::Used(digest(algorithm, hex)?),
         ["leases", name] => Key::Lease(unescape(name)?),
@@ -265,7 +280,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_key_is_parsed_from_its_path(name: String, seed: u64, kind in 0..12) {
+        fn a_key_is_parsed_from_its_path(name: String, seed: u64, kind in 0..13) {
             let source = Digest::sha256_of(&seed.to_le_bytes());
             let generation = Generation(format!("g{name}"));
             let key = match kind {
@@ -280,6 +295,7 @@ mod tests {
                 8 => Key::Knowledge(source),
                 9 => Key::Salt,
                 10 => Key::Scrub,
+                11 => Key::Link { holder: Digest::sha256_of(name.as_bytes()), digest: source },
                 _ => Key::Lease(name),
             };
             let path = key.to_string();

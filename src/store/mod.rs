@@ -19,6 +19,7 @@ mod folder;
 pub mod fuzz;
 pub mod key;
 mod lease;
+mod links;
 mod open_files;
 pub(crate) mod outline;
 mod profiles;
@@ -50,6 +51,7 @@ pub use config::{Config, RangeCacheConfig, Retention, Scrub, Secret};
 pub use error::{Damage, Error};
 pub use key::{Generation, Key};
 pub use lease::{Lease, layer_lease};
+pub use links::{Held, Holder, Link};
 pub use open_files::OpenFile;
 pub use profiles::{Merge, Salt, StackRecord};
 pub use records::{ImageRecord, LayerOutcome, LayerRecord};
@@ -69,6 +71,8 @@ const FOUND_IMAGES: u64 = 32 << 20;
 const IMAGE_FOR: Duration = Duration::from_secs(10);
 /// The memory for manifests and configurations, in bytes.
 const SMALL_OBJECTS: u64 = 32 << 20;
+/// The memory for links, in bytes: about 60,000 of them.
+const LINKS: u64 = 40 << 20;
 /// The memory for noted uses, and for checked layers, in bytes each: about 100,000 of them.
 const DIGESTS: u64 = 16 << 20;
 /// A use is recorded at most once in this time, or twice in the time that a use protects if that is
@@ -98,6 +102,10 @@ struct Inner {
     forgotten: AtomicU64,
     images: Cache<Key, Arc<ImageRecord>>,
     small: Cache<Digest, Bytes>,
+    /// Links that exist, by the holder's id and the digest.
+    linked: Cache<(Digest, Digest), Link>,
+    /// Converted images all of whose links were found a moment ago, by the holder's id.
+    shown: Cache<(Digest, Digest), ()>,
     noted: Cache<Digest, ()>,
     notes: Semaphore,
     /// Layers that were recently checked in full, because a range of them was requested.
@@ -192,6 +200,8 @@ impl Store {
                 record.weight()
             }),
             small: weighed(SMALL_OBJECTS, FOUND_FOR, |_, bytes: &Bytes| bytes.len()),
+            shown: weighed(DIGESTS, IMAGE_FOR, |_: &(Digest, Digest), ()| ENTRY * 2),
+            linked: weighed(LINKS, FOUND_FOR, |_: &(Digest, Digest), _: &Link| ENTRY * 3),
             noted: digests().time_to_live(noted_for).build(),
             notes: Semaphore::new(NOTES_AT_ONCE),
             checked: digests().time_to_live(damage::CHECKED_FOR).build(),

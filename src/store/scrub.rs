@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Damage, Error};
 use super::key::Key;
+use super::links::LinkRecord;
 use super::profiles::StackRecord;
 use super::records::{DigestRecord, ImageRecord, LayerRecord};
 use super::{Lease, Object, Store};
@@ -195,6 +196,7 @@ impl Pass<'_> {
             "records/image",
             "records/stack",
             "profiles",
+            "links",
         ] {
             let mut listed = self.store.inner.backend.list(top);
             while let Some(listed) = listed.try_next().await? {
@@ -202,6 +204,7 @@ impl Pass<'_> {
                     key @ Key::LayerRecord { .. } => drop(self.record::<LayerRecord>(key).await?),
                     key @ Key::ImageRecord { .. } => self.image(key).await?,
                     key @ Key::StackRecord(_) => drop(self.record::<StackRecord>(key).await?),
+                    key @ Key::Link { .. } => drop(self.record::<LinkRecord>(key).await?),
                     key => drop(self.record::<Knowledge>(key).await?),
                 }
             }

@@ -104,6 +104,8 @@ table! {
         "Manifests answered: the converted image (converted), the source image because the converted one was not ready (source), or pass-through.";
     blobs: Counters = Family::default(), "counter", "blobs_total", None::<Unit>, "answer",
         "Blobs answered: from the store, redirected, or forwarded from the upstream.";
+    access_checks: Counters = Family::default(), "counter", "access_checks_total", None::<Unit>, "answer",
+        "Questions to upstreams whether a client, or this server, may pull from a repository: granted, refused, or silent.";
     tags_resolved: Counters = Family::default(), "counter", "tags_resolved_total", None::<Unit>, "answer",
         "Tags resolved: fresh or stale from memory, resolved at the upstream, or stale because it failed.";
     conversion_waits: Durations = durations(), "histogram", "conversion_wait_seconds", Some(Unit::Seconds), "outcome",

@@ -10,7 +10,7 @@ use futures::stream::BoxStream;
 use super::layout::Layout;
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use crate::registry::{Body, Error, Hosted, Peer, Purpose, Referrers, Registry, Tags};
+use crate::registry::{Body, ClientLogin, Error, Hosted, Peer, Purpose, Referrers, Registry, Tags};
 
 /// The longest document of an artifact, which is held in memory: as long as a manifest.
 const MAX_DOCUMENT: u64 = MAX_MANIFEST_BYTES;
@@ -47,6 +47,23 @@ impl Source {
     /// Returns the name in front of repositories: `docker.io`, `local`.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Returns the same upstream, asked with the credentials of a client in place of all others.
+    /// Tokens are fetched anew.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] for a layout, which cannot judge credentials, or if the registry's hosts
+    /// cannot be read.
+    pub async fn for_client(&self, login: &ClientLogin) -> Result<Self, Error> {
+        let kind = match self.reader().await? {
+            Reader::Registry(registry) => Kind::Registry(Arc::new(registry.for_client(login))),
+            Reader::Layout(_) => return Err(Error::Denied),
+        };
+        Ok(Self {
+            name: Arc::clone(&self.name),
+            kind,
+        })
     }
 
     async fn reader(&self) -> Result<Reader, Error> {

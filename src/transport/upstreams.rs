@@ -91,6 +91,15 @@ impl Upstreams {
         Ok(source)
     }
 
+    /// Returns the name of the upstream that [`get`](Self::get) returns for `name`.
+    pub fn name_of<'a>(&'a self, name: &'a str) -> &'a str {
+        let name = canonical_host(name);
+        if self.0.configured.contains_key(name) {
+            return name;
+        }
+        self.0.by_host.get(name).map_or(name, String::as_str)
+    }
+
     /// Whether `name` is a configured name.
     pub fn is_configured(&self, name: &str) -> bool {
         self.0.configured.contains_key(canonical_host(name))

@@ -10,6 +10,7 @@ use reqwest::header::HeaderValue;
 use tokio::sync::Mutex;
 
 use super::Authorization;
+use super::client::ClientLogin;
 use super::docker_config::DockerConfig;
 use super::given::Given;
 use super::login::{LOGIN_LIFETIME, Login, bearer_header};
@@ -66,6 +67,19 @@ impl Credentials {
             origin,
             logins: Mutex::default(),
         })
+    }
+
+    /// Returns the credentials of a client, and no others.
+    pub(in crate::registry) fn of_client(login: &ClientLogin) -> Self {
+        let origin = match login.clone() {
+            ClientLogin::Password { user, password } => Origin::Password { user, password },
+            ClientLogin::Token(token) => Origin::Token(token),
+        };
+        Self {
+            given: None,
+            origin,
+            logins: Mutex::default(),
+        }
     }
 
     /// Returns the configured token, which needs no token endpoint.

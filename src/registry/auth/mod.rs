@@ -5,6 +5,7 @@
 //!                 └ Bearer ▶ token cache ─ miss ▶ realm (GET, or POST with a refresh token) ▶ header
 //! ```
 
+mod client;
 mod credentials;
 mod docker_config;
 mod docker_keys;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use reqwest::header::{HeaderMap, HeaderValue};
 use url::Url;
 
+pub use self::client::ClientLogin;
 pub(super) use self::credentials::Credentials;
 pub(super) use self::docker_config::DockerConfig;
 pub(super) use self::given::Given;

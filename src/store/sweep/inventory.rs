@@ -36,6 +36,8 @@ pub(super) struct Inventory {
     pub(super) stacks: Vec<Record<StackRecord>>,
     /// The profile data of images, not read.
     pub(super) knowledge: Vec<Listed>,
+    /// Links, not read.
+    pub(super) links: Vec<Listed>,
     pub(super) leases: Vec<Listed>,
     pub(super) probes: Vec<Listed>,
 }
@@ -102,6 +104,7 @@ impl Inventory {
         inventory.knowledge = store.list("profiles").await?;
         inventory.stacks = read_all(store, store.list("records/stack").await?).await?;
         inventory.images = images(store).await?;
+        inventory.links = store.list("links").await?;
         inventory.leases = store.list("leases").await?;
         inventory.probes = store.list("probe").await?;
         Ok(inventory)
@@ -116,7 +119,8 @@ impl Inventory {
         let listed = self
             .objects
             .values()
-            .chain(self.knowledge.iter().map(|listed| &listed.meta));
+            .chain(self.knowledge.iter().map(|listed| &listed.meta))
+            .chain(self.links.iter().map(|listed| &listed.meta));
         records.sum::<u64>() + listed.map(|meta| meta.size).sum::<u64>()
     }
 

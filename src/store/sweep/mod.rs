@@ -38,6 +38,8 @@ pub struct SweepReport {
     pub unrecorded: u64,
     /// Profile data of images.
     pub profiles: u64,
+    /// Links to what is gone.
+    pub links: u64,
     /// Use marks, probes and old leases.
     pub leftovers: u64,
     pub freed_bytes: u64,
@@ -147,6 +149,9 @@ impl Sweep<'_> {
                 self.report.freed_bytes += size;
             }
         }
+        for (key, written) in plan.links {
+            self.link(&key, written).await?;
+        }
         for key in plan.leftovers {
             self.store.inner.backend.delete(&key).await?;
             self.report.leftovers += 1;
@@ -248,6 +253,16 @@ impl Sweep<'_> {
             lease.release().await;
         }
         Ok(is_free)
+    }
+
+    async fn link(&mut self, key: &Key, written: SystemTime) -> Result<(), Error> {
+        if self.unchanged(key, written).await? {
+            self.report.links += 1;
+            if let Key::Link { holder, digest } = key {
+                self.store.forget_link(holder, digest).await;
+            }
+        }
+        Ok(())
     }
 
     async fn used_since(&self, digest: &Digest, known: Option<SystemTime>) -> Result<bool, Error> {

@@ -8,6 +8,7 @@
 //! | bytes without a record, records of passed layers, profile data | also above `max_size` |
 //! | the record of a list of layers | older than the grace, and the image's record is gone |
 //! | profile data of an image | no list of layers names it, and unchanged for `max_age` |
+//! | a link | older than the grace, and its digest is of no visible object, layer or image |
 //! | records without an object, marks, probes, leases | older than the grace |
 //!
 //! Above `max_size` the grace only protects entries that were used in the last minutes, and visible
@@ -36,6 +37,8 @@ pub(super) struct Plan {
     pub(super) knowledge: Vec<(Digest, SystemTime)>,
     /// Bytes without a record, with the time they were written.
     pub(super) unrecorded: Vec<(Key, SystemTime)>,
+    /// Links, with the time they were written.
+    pub(super) links: Vec<(Key, SystemTime)>,
     /// Marks and probes, on which nothing depends.
     pub(super) leftovers: Vec<Key>,
     pub(super) leases: Vec<String>,
@@ -82,6 +85,7 @@ pub(super) fn plan(
         .iter()
         .filter(|record| limits.outdates(record, gone))
         .collect();
+    let linked = links(inventory, &choice.kept, &outdated, &gone, &limits);
     let learned: HashSet<&Digest> = outlived.iter().map(|(image, _)| image).collect();
     let learned = inventory
         .knowledge
@@ -91,7 +95,14 @@ pub(super) fn plan(
         .iter()
         .map(|record| record.size)
         .chain(goes.iter().map(|record| record.size));
-    let records = records.chain(learned.map(|listed| listed.meta.size)).sum();
+    let records = records.chain(learned.map(|listed| listed.meta.size));
+    let records = records
+        .chain(linked.iter().map(|listed| listed.meta.size))
+        .sum();
+    let links = linked
+        .into_iter()
+        .map(|listed| (listed.key.clone(), listed.meta.modified))
+        .collect();
     let passed = choice
         .passed
         .into_iter()
@@ -106,6 +117,7 @@ pub(super) fn plan(
             .filter_map(|digest| doomed_object(inventory, digest))
             .collect(),
         unrecorded: choice.unrecorded,
+        links,
         leftovers: leftovers(inventory, &limits),
         leases: leases(inventory, &limits),
         kept_bytes: choice.bytes.saturating_sub(records),
@@ -386,6 +398,35 @@ fn outlived(
     images.filter(|(image, _)| !named.contains(image)).collect()
 }
 
+/// The old links whose digest is of nothing that is kept: no visible object, no source of a layer
+/// or of an image.
+fn links<'a>(
+    inventory: &'a Inventory,
+    images: &[&Record<ImageRecord>],
+    outdated: &[&Record<LayerRecord>],
+    gone: &impl Fn(&Digest) -> bool,
+    limits: &Limits,
+) -> Vec<&'a Listed> {
+    let goes: HashSet<&Key> = outdated.iter().map(|record| &record.key).collect();
+    let layers = inventory
+        .layers
+        .iter()
+        .filter(|record| !goes.contains(&record.key));
+    let sources: HashSet<&Digest> = layers
+        .map(|record| &record.content.source)
+        .chain(images.iter().map(|image| &image.content.source))
+        .collect();
+    let is_idle = |listed: &&Listed| match &listed.key {
+        Key::Link { digest, .. } => gone(digest) && !sources.contains(digest),
+        _ => false,
+    };
+    let old = inventory
+        .links
+        .iter()
+        .filter(|listed| listed.meta.modified < limits.grace);
+    old.filter(is_idle).collect()
+}
+
 fn doomed_object(inventory: &Inventory, digest: &Digest) -> Option<DoomedObject> {
     let visible = inventory.visible.get(digest)?;
     Some(DoomedObject {
@@ -570,6 +611,64 @@ mod tests {
             });
             self
         }
+    }
+
+    #[test]
+    fn a_link_is_deleted_after_everything_that_it_can_mean() {
+        let link = |name: &str| Key::Link {
+            holder: digest("holder"),
+            digest: digest(name),
+        };
+        let mut inventory = Inventory::default()
+            .image("old", &["layer"], 10)
+            .image("used", &["base"], 10)
+            .used("used", 95)
+            .object("layer", 10)
+            .object("base", 10);
+        inventory.layers.push(Record {
+            key: Key::LayerRecord {
+                generation: Generation("g".to_owned()),
+                source: digest("source layer"),
+            },
+            recorded: day(10),
+            size: 0,
+            content: LayerRecord {
+                source: digest("source layer"),
+                outcome: LayerOutcome::PassedThrough {
+                    reason: String::new(),
+                    limit: None,
+                },
+            },
+        });
+        let written = [
+            ("layer", 10),
+            ("base", 10),
+            ("source of old", 10),
+            ("source of used", 10),
+            ("source layer", 10),
+            ("unknown", 10),
+            ("unknown and young", 100),
+        ];
+        for (name, when) in written {
+            inventory.links.push(Listed {
+                key: link(name),
+                meta: Meta {
+                    size: 10,
+                    modified: day(when),
+                },
+            });
+        }
+        let deleted = |age| {
+            let mut names = Vec::new();
+            for (key, _) in plan(&inventory, &retention(age, None), day(100), 0).links {
+                names.extend(written.into_iter().find(|(name, _)| link(name) == key));
+            }
+            names
+        };
+        assert_eq!(deleted(None), [("unknown", 10)]);
+        // The record of a layer that passes through is as old as its image.
+        let names = ["layer", "source of old", "source layer", "unknown"];
+        assert_eq!(deleted(Some(30)), names.map(|name| (name, 10)));
     }
 
     #[test]

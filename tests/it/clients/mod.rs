@@ -1,6 +1,7 @@
 //! Real engines, clients and registries: containerd, Docker, skopeo, buildah, crane, oras, regctl,
 //! the reference.
 
+mod access;
 mod containers;
 mod cri;
 mod crictl;

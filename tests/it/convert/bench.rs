@@ -79,6 +79,13 @@ impl Bench {
             .await
     }
 
+    /// Returns the image of the external TOCs of a converted image.
+    pub(crate) async fn toc_image(&self, record: &ImageRecord) -> Option<Manifest> {
+        let repository = repository();
+        let tocs = self.converter.toc_image(&self.source, &repository, record);
+        tocs.await.unwrap()
+    }
+
     /// Returns the bytes of an object, verified against its digest.
     pub(crate) async fn bytes(&self, digest: &Digest) -> Bytes {
         let object = self

@@ -95,7 +95,7 @@ async fn an_external_toc_keeps_diff_ids_and_has_an_image_of_its_own() {
     let record = bench.convert(&image).await.unwrap();
     let converted = bench.converted(&record).await;
     assert_eq!(converted["config"], image.document()["config"]);
-    let tocs = bench.converter.toc_image(&record).await.unwrap().unwrap();
+    let tocs = bench.toc_image(&record).await.unwrap();
     let tocs = bench.document(&tocs.digest).await;
     for (layer, source) in converted["layers"]
         .as_array()
@@ -128,7 +128,7 @@ async fn an_external_toc_keeps_diff_ids_and_has_an_image_of_its_own() {
 async fn an_image_without_external_tocs_has_no_image_of_them() {
     let bench = Bench::new().await;
     let record = bench.convert(&ImageBuilder::new(5).build()).await.unwrap();
-    assert_eq!(bench.converter.toc_image(&record).await.unwrap(), None);
+    assert_eq!(bench.toc_image(&record).await, None);
 }
 
 #[tokio::test]

@@ -17,8 +17,14 @@ const MARKER: &str =
     "<!-- From here on generated from the source: UPDATE_DOCS=1 cargo test reference -->\n";
 
 /// Name of the table in the file, source file, struct.
-const PARTS: [(&str, &str, &str); 8] = [
+const PARTS: [(&str, &str, &str); 10] = [
     ("serve", "src/serve/config.rs", "Config"),
+    ("serve.access", "src/serve/access/config.rs", "AccessConfig"),
+    (
+        "serve.access.rule",
+        "src/serve/access/policy.rs",
+        "AccessRule",
+    ),
     ("store", "src/store/config.rs", "Config"),
     ("convert", "src/convert/config.rs", "Config"),
     ("agent", "src/agent/config.rs", "Config"),
@@ -79,7 +85,8 @@ fn section(text: &mut String, table: &str, source: &str, name: &str, defaults: &
         ..
     } in values
     {
-        if *name == "upstream" {
+        // These tables have sections of their own.
+        if matches!(name.as_str(), "upstream" | "access") {
             continue;
         }
         assert!(!meaning.is_empty(), "{name} of [{table}] is documented");

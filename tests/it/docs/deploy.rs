@@ -18,6 +18,8 @@ fn the_example_is_valid() {
     loaded.config.serve.check().unwrap();
     loaded.config.convert.options().unwrap();
     assert_eq!(loaded.config.upstreams.upstream.len(), 1);
+    assert_eq!(loaded.config.serve.access.rule.len(), 2);
+    assert!(!loaded.is_default(&["pull", "allow"]));
 }
 
 #[test]

@@ -92,6 +92,18 @@ const LIMITS: &[(&str, Shown)] = &[
         By("an_answer_that_never_ends_is_cut_after_the_grace"),
     ),
     ("serve.max_jobs", By("only_ended_jobs_are_forgotten")),
+    (
+        "serve.access.remember",
+        By("a_withdrawal_upstream_holds_within_the_time_that_answers_are_remembered"),
+    ),
+    (
+        "serve.access.unreachable",
+        By("without_an_answer_a_client_keeps_its_access_for_a_while_and_a_refusal_stays"),
+    ),
+    (
+        "serve.access.login_lifetime",
+        By("expired_changed_and_foreign_tokens_are_worth_nothing"),
+    ),
     ("serve.profiles.merge_interval", NoLimit("an interval")),
     (
         "serve.profiles.max_senders",

@@ -68,6 +68,13 @@ const SERVER: &[(&str, Bounded)] = &[
             "the_largest_profiles_cost_little_while_nobody_reads_them",
         ]),
     ),
+    (
+        "/token",
+        By(&[
+            "the_oauth2_form_gives_the_same_tokens",
+            "headers_that_never_end_cost_their_buffers",
+        ]),
+    ),
     ("/metrics", JOBS),
     ("/", JOBS),
     ("/api/v1/status", JOBS),

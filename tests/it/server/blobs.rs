@@ -6,21 +6,27 @@ use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use reqwest::Method;
 use starlift::oci::Digest;
+use starlift::store::Holder;
 
 use super::{Answer, Stage};
 
 /// Returns a blob of the store and one of the upstream. Answers must not differ between them.
 async fn blobs(stage: &Stage) -> Vec<(String, Bytes)> {
-    let ours = stage
-        .store
-        .put("application/octet-stream", pattern(9000, 7))
-        .await
-        .unwrap();
+    let ours = held(stage, "app", pattern(9000, 7)).await;
     let theirs = stage.registry.put_blob(pattern(120_000, 11));
     vec![
-        (path(&ours.digest), pattern(9000, 7)),
+        (path(&ours), pattern(9000, 7)),
         (path(&theirs), pattern(120_000, 11)),
     ]
+}
+
+/// Stores a blob, and links a repository of `local` to it.
+async fn held(stage: &Stage, repository: &str, bytes: Bytes) -> Digest {
+    let object = stage.store.put("application/octet-stream", bytes).await;
+    let digest = object.unwrap().digest;
+    let holder = Holder::repository("local", &repository.parse().unwrap());
+    stage.store.link(&holder, &digest, None).await.unwrap();
+    digest
 }
 
 fn pattern(length: u32, step: u32) -> Bytes {
@@ -292,14 +298,8 @@ async fn a_blob_with_wrong_bytes_never_arrives_whole() {
 #[tokio::test]
 async fn a_stored_blob_needs_no_upstream() {
     let stage = Stage::new().await;
-    let ours = stage
-        .store
-        .put("application/octet-stream", pattern(100, 1))
-        .await
-        .unwrap();
-    let answer = stage
-        .get(&format!("/v2/anything/blobs/{}", ours.digest))
-        .await;
+    let ours = held(&stage, "anything", pattern(100, 1)).await;
+    let answer = stage.get(&format!("/v2/local/anything/blobs/{ours}")).await;
     assert_eq!((answer.status, answer.body), (200, pattern(100, 1)));
     assert_eq!(stage.registry.seen().len(), 0);
 }

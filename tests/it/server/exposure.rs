@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use reqwest::Method;
 
+use super::access::rule;
 use super::{Answer, Stage};
 
 /// Returns a stage whose server listens on all addresses.
@@ -12,6 +13,7 @@ async fn exposed(hosts: &[&str]) -> Stage {
     Stage::with(|config| {
         config.listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         config.api_listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        config.access.rule = vec![rule(&["anyone"], &["pull", "profiles"], &["**"])];
         config.hosts = hosts.iter().map(|&host| host.to_owned()).collect();
     })
     .await

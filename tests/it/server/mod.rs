@@ -4,6 +4,7 @@
     reason = "a failed unwrap in a test helper fails the test"
 )]
 
+mod access;
 mod api;
 mod blobs;
 mod broken_store;
@@ -15,6 +16,7 @@ mod external_toc;
 mod failures;
 mod held;
 mod limits;
+mod links;
 mod lists;
 mod liveness;
 mod manifests;
@@ -147,12 +149,35 @@ impl Stage {
         change: impl FnOnce(&mut Config),
     ) -> Self {
         let registry = Registry::start().await;
+        Self::between(registry, &[], (store, converter, predictor), change).await
+    }
+
+    /// The same with further upstreams, by their names.
+    pub(crate) async fn beside(
+        store: Store,
+        others: &[(&str, &Registry)],
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        let converter = Converter::new(&convert::Config::default(), store.clone()).unwrap();
+        let registry = Registry::start().await;
+        let parts = (store, converter, Predictor::default());
+        Self::between(registry, others, parts, change).await
+    }
+
+    async fn between(
+        registry: Registry,
+        others: &[(&str, &Registry)],
+        (store, converter, predictor): (Store, Converter, Predictor),
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let mut config = registry::Config {
             retries: 1,
             retry_delay: Duration::from_millis(1),
             ..Default::default()
         };
-        config.add(&format!("local={}", registry.url())).unwrap();
+        for (name, registry) in others.iter().copied().chain([("local", &registry)]) {
+            config.add(&format!("{name}={}", registry.url())).unwrap();
+        }
         let upstreams = Upstreams::new(&config).unwrap();
         let server = try_start(change, &store, &upstreams, &converter, predictor).await;
         let server = server.unwrap();

@@ -112,6 +112,18 @@ impl DockerRegistry {
             .count()
     }
 
+    /// Lets a user of the token endpoint see the repositories below a path, and no others.
+    pub(crate) fn allow(&self, user: &'static str, password: &'static str, path: &'static str) {
+        let users = &self.tokens.as_ref().unwrap().shared.users;
+        users.lock().push((user, password, path));
+    }
+
+    /// Takes all access from a user of the token endpoint.
+    pub(crate) fn withdraw(&self, user: &str) {
+        let users = &self.tokens.as_ref().unwrap().shared.users;
+        users.lock().retain(|(name, ..)| *name != user);
+    }
+
     /// Returns the queries of token requests, in order.
     pub(crate) fn token_queries(&self) -> Vec<String> {
         self.tokens
@@ -135,6 +147,8 @@ struct TokenKeys {
     key: std::path::PathBuf,
     certificate: String,
     queries: Mutex<Vec<String>>,
+    /// Each user with the password, and the path of the repositories that the user may see.
+    users: Mutex<Vec<(&'static str, &'static str, &'static str)>>,
 }
 
 impl TokenEndpoint {
@@ -157,6 +171,7 @@ impl TokenEndpoint {
             key,
             certificate,
             queries: Mutex::default(),
+            users: Mutex::new(vec![(USER, PASSWORD, "")]),
         });
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -186,19 +201,26 @@ async fn token(
 ) -> Result<String, StatusCode> {
     let query = query.unwrap_or_default();
     keys.queries.lock().push(query.clone());
-    let basic = format!("Basic {}", STANDARD.encode(format!("{USER}:{PASSWORD}")));
     let given = headers
         .get("authorization")
         .map(|value| value.to_str().unwrap_or_default().to_owned());
-    if given.as_ref().is_some_and(|given| *given != basic) {
+    let users = keys.users.lock().clone();
+    let is_user = |(user, password, _): &&(&str, &str, &str)| {
+        let basic = format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
+        given.as_ref().is_some_and(|given| *given == basic)
+    };
+    let user = users.iter().find(is_user);
+    if given.is_some() && user.is_none() {
         return Err(StatusCode::UNAUTHORIZED);
     }
     let pairs = url::form_urlencoded::parse(query.as_bytes());
-    let scopes = pairs.filter(|(key, _)| key == "scope" && given.is_some());
+    let scopes = pairs.filter(|(key, _)| key == "scope");
     let access: Vec<_> = scopes
         .filter_map(|(_, scope)| {
             let mut parts = scope.splitn(3, ':');
             let (kind, name, actions) = (parts.next()?, parts.next()?, parts.next()?);
+            let (.., path) = user?;
+            name.starts_with(path).then_some(())?;
             Some(json!({"type": kind, "name": name, "actions": actions.split(',').collect::<Vec<_>>()}))
         })
         .collect();

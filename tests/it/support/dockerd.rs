@@ -61,6 +61,14 @@ impl<'a> Dockerd<'a> {
             .run(&format!("docker -H {} {arguments}", self.host))
     }
 
+    /// Whether `docker` succeeds with these arguments.
+    pub(crate) fn succeeds(&self, arguments: &str) -> bool {
+        let mut command = self.place.command("docker");
+        command.args(["-H", &self.host]);
+        let output = command.args(arguments.split_whitespace()).output();
+        output.unwrap().status.success()
+    }
+
     /// Returns the file system that containers of `image` see; `start` as in [`Tree::read`].
     pub(crate) fn tree(&self, image: &str, name: &str, start: i64) -> Tree {
         let inspected = self.docker(&format!("image inspect {image}"));

@@ -34,7 +34,7 @@ use serde_json::Value;
 use starlift::oci::Digest;
 
 use self::auth::Tokens;
-pub(crate) use self::auth::{Auth, TokenAuth};
+pub(crate) use self::auth::{Auth, Team, TokenAuth};
 use self::fault::{Fault, Rule};
 pub(crate) use self::fault::{Gate, On};
 use self::profiles::Profiles;

@@ -18,6 +18,16 @@ pub(crate) enum Auth {
         password: &'static str,
     },
     Token(TokenAuth),
+    /// Basic, with users who may each see the repositories below one path.
+    Teams(Vec<Team>),
+}
+
+/// A user, and the path of the repositories that the user may see.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Team {
+    pub(crate) path: &'static str,
+    pub(crate) user: &'static str,
+    pub(crate) password: &'static str,
 }
 
 /// A registry that sends clients to a token endpoint.
@@ -96,6 +106,18 @@ pub(super) fn refuse(
         Auth::Basic { user, password } => {
             if given == basic(user, password) {
                 return None;
+            }
+            r#"Basic realm="fake""#.to_owned()
+        }
+        Auth::Teams(teams) => {
+            let is_known = |team: &&Team| given == basic(team.user, team.password);
+            let known: Vec<_> = teams.iter().filter(is_known).collect();
+            let is_own = |team: &&Team| repository.is_none_or(|name| name.starts_with(team.path));
+            if known.iter().copied().any(|team| is_own(&team)) {
+                return None;
+            }
+            if !known.is_empty() {
+                return Some(error(StatusCode::FORBIDDEN, "DENIED"));
             }
             r#"Basic realm="fake""#.to_owned()
         }

@@ -1,0 +1,284 @@
+//! Who may read what: identifies the sender of a request, and decides by the policy, or by the
+//! upstream that it names, what the sender may do.
+//!
+//! ```text
+//! Authorization ▶ Identity ─ rule allows it ▶ this server's credentials
+//!                           └ rule asks the upstream ▶ Grants ▶ the client's own credentials
+//! ```
+//! Which digests a name stands for is decided by links (`store::links`), not here.
+
+mod config;
+mod grants;
+mod identity;
+mod policy;
+mod tokens;
+mod users;
+
+use std::time::Duration;
+
+use http::HeaderMap;
+use moka::future::Cache;
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+
+use crate::oci::route::Location;
+use crate::oci::{Digest, Reference};
+use crate::registry::ClientLogin;
+use crate::store::{self, Holder, Store};
+use crate::telemetry::log;
+use crate::transport::Source;
+
+pub use config::AccessConfig;
+use grants::{Grants, Question};
+pub(crate) use grants::{Proof, Verdict};
+use identity::Client;
+pub(crate) use identity::{Credentials, Identity, Reader};
+use policy::Policy;
+pub use policy::{AccessRule, Action, ImagePattern, ParseRuleError, Who};
+use tokens::Sealer;
+use users::Users;
+pub use users::UsersError;
+
+/// Passwords that were compared lately, and upstreams with the credentials of clients.
+const REMEMBERED: u64 = 10_000;
+/// How long the tokens of a client's credentials are used for its reads.
+const CLIENT_FOR: Duration = Duration::from_secs(5 * 60);
+
+/// Why a request is refused before it is handled.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// Credentials are missing.
+    Unidentified,
+    /// The credentials are malformed, wrong or expired.
+    BadCredentials,
+    /// The client is known, and may not.
+    Denied,
+    /// The upstream that has to allow it does not answer.
+    Unavailable,
+}
+
+/// A request that may be handled.
+#[derive(Debug, Clone)]
+pub(crate) struct Admission {
+    pub(crate) reader: Reader,
+    /// The upstream, with the reader's credentials.
+    pub(crate) source: Source,
+}
+
+/// Identifies clients and decides what they may do.
+#[derive(Debug)]
+pub(crate) struct Access {
+    policy: Policy,
+    users: Users,
+    grants: Grants,
+    config: AccessConfig,
+    /// Whether the policy is that of a server without rules, whose clients need no credentials.
+    is_unruled: bool,
+    store: Store,
+    sealer: OnceCell<Sealer>,
+    /// Users whose password was right, by the credentials.
+    compared: Cache<Reader, String>,
+    /// Upstreams by the reader and their name.
+    clients: Cache<(Reader, String), Source>,
+}
+
+impl Access {
+    /// Reads the files of users.
+    pub(crate) fn new(config: &AccessConfig, store: Store) -> Result<Self, UsersError> {
+        let users = Users::open(config.htpasswd.as_deref(), config.token_file.as_deref())?;
+        Ok(Self {
+            policy: Policy::new(&config.rule),
+            users,
+            grants: Grants::new(config.remember, config.unreachable),
+            is_unruled: config.rule.is_empty(),
+            compared: Cache::builder()
+                .max_capacity(REMEMBERED)
+                .time_to_live(config.remember)
+                .build(),
+            clients: Cache::builder()
+                .max_capacity(REMEMBERED)
+                .time_to_live(CLIENT_FOR)
+                .build(),
+            config: config.clone(),
+            store,
+            sealer: OnceCell::new(),
+        })
+    }
+
+    /// Who sent a request with these headers.
+    pub(crate) async fn identify(&self, headers: &HeaderMap) -> Result<Identity, Refusal> {
+        if self.is_unruled {
+            return Ok(Identity::Anonymous);
+        }
+        let credentials =
+            Credentials::from_headers(headers).map_err(|_malformed| Refusal::BadCredentials)?;
+        match credentials {
+            None => Ok(Identity::Anonymous),
+            Some(credentials) => self.judge(credentials).await,
+        }
+    }
+
+    /// Who has these credentials. Those of no user of this server are left to the upstreams, if a
+    /// rule does that.
+    pub(crate) async fn judge(&self, credentials: Credentials) -> Result<Identity, Refusal> {
+        let login = match credentials {
+            Credentials::Password { user, password } => {
+                let client = Client::new(ClientLogin::Password {
+                    user: user.clone(),
+                    password: password.clone(),
+                });
+                if let Some(user) = self.compared.get(&client.reader()).await {
+                    return Ok(Identity::User(user));
+                }
+                match self.users.has_password(&user, &password).await {
+                    Some(true) => {
+                        self.compared.insert(client.reader(), user.clone()).await;
+                        return Ok(Identity::User(user));
+                    }
+                    // A mistyped password of this server is nobody else's business.
+                    Some(false) => return Err(Refusal::BadCredentials),
+                    None => client,
+                }
+            }
+            Credentials::Bearer(token) => {
+                if let Some(user) = self.users.with_token(&token) {
+                    return Ok(Identity::User(user));
+                }
+                match self.sealer().await?.open(token.expose()) {
+                    Ok(identity) => return identity.ok_or(Refusal::BadCredentials),
+                    Err(_not_own) => Client::new(ClientLogin::Token(token)),
+                }
+            }
+        };
+        if self.policy.has_upstream() {
+            Ok(Identity::Client(login))
+        } else {
+            Err(Refusal::BadCredentials)
+        }
+    }
+
+    /// A token for the identity.
+    pub(crate) async fn token(&self, identity: &Identity) -> Result<String, Refusal> {
+        let sealer = self.sealer().await?;
+        let token = sealer.seal(identity, self.config.login_lifetime);
+        token.ok_or(Refusal::Unavailable)
+    }
+
+    async fn sealer(&self) -> Result<&Sealer, Refusal> {
+        let made = self.sealer.get_or_try_init(|| async {
+            let salt = self.store.salt().await.map_err(|error| {
+                tracing::warn!(%error, "the key of tokens is not read");
+                Refusal::Unavailable
+            })?;
+            Sealer::new(&salt).ok_or(Refusal::Unavailable)
+        });
+        made.await
+    }
+
+    /// Decides whether the action on an image is allowed, and with whose credentials.
+    ///
+    /// `proof` is an object with which the upstream shows that the client may pull.
+    pub(crate) async fn admit(
+        &self,
+        identity: &Identity,
+        action: Action,
+        location: &Location,
+        upstream: Source,
+        proof: impl Future<Output = Result<Proof, store::Error>>,
+    ) -> Result<Admission, Refusal> {
+        if self.policy.allows(identity, action, location) {
+            return Ok(Admission {
+                reader: Reader::Server,
+                source: upstream,
+            });
+        }
+        let client = match identity {
+            Identity::Client(client) if self.policy.asks_upstream(action, location) => client,
+            Identity::Anonymous => return Err(Refusal::Unidentified),
+            Identity::User(_) | Identity::Client(_) => return Err(Refusal::Denied),
+        };
+        match self.may_pull(client, location, &upstream, proof).await? {
+            Verdict::Granted => {}
+            Verdict::Refused => return Err(Refusal::Denied),
+            Verdict::Unknown => return Err(Refusal::Unavailable),
+        }
+        let reader = client.reader();
+        let key = (reader, location.upstream.clone());
+        let source = self
+            .clients
+            .try_get_with(key, upstream.for_client(&client.login));
+        let source = source.await.map_err(|error| unavailable(&error))?;
+        Ok(Admission { reader, source })
+    }
+
+    async fn may_pull(
+        &self,
+        client: &Client,
+        location: &Location,
+        upstream: &Source,
+        proof: impl Future<Output = Result<Proof, store::Error>>,
+    ) -> Result<Verdict, Refusal> {
+        let holder = Holder::repository(&location.upstream, &location.repository);
+        let reader = client.reader();
+        if let Some(verdict) = self.grants.remembered(reader, &holder).await {
+            return Ok(verdict);
+        }
+        let question = Question {
+            reader,
+            upstream: upstream.clone(),
+            login: Some(client.login.clone()),
+            repository: location.repository.clone(),
+            proof: proof.await.map_err(|error| unavailable(&error))?,
+        };
+        Ok(self.grants.verdict(&holder, &question).await)
+    }
+
+    /// Whether the reader still may read what is stored of the image with this source manifest.
+    pub(crate) async fn may_still_read(
+        &self,
+        admission: &Admission,
+        holder: &Holder,
+        location: &Location,
+        image: &Digest,
+    ) -> bool {
+        if admission.reader != Reader::Server {
+            return true;
+        }
+        if let Some(verdict) = self.grants.remembered(Reader::Server, holder).await {
+            return verdict == Verdict::Granted;
+        }
+        let question = Question {
+            reader: Reader::Server,
+            upstream: admission.source.clone(),
+            login: None,
+            repository: location.repository.clone(),
+            proof: Proof::Manifest(Reference::Digest(image.clone())),
+        };
+        self.grants.verdict(holder, &question).await == Verdict::Granted
+    }
+
+    /// Records that the upstream has served the reader something of the repository.
+    pub(crate) async fn confirm(&self, reader: Reader, holder: &Holder, since: Instant) {
+        self.grants.confirm(reader, holder, since).await;
+    }
+
+    /// Whether an action that is about no image, or about every one, is allowed.
+    pub(crate) fn admit_to_all(&self, identity: &Identity, action: Action) -> Result<(), Refusal> {
+        match identity {
+            _ if self.policy.allows_all(identity, action) => Ok(()),
+            Identity::Anonymous => Err(Refusal::Unidentified),
+            Identity::User(_) | Identity::Client(_) => Err(Refusal::Denied),
+        }
+    }
+
+    /// Whether clients without credentials may pull every image, so that none is asked for any.
+    pub(crate) fn is_open(&self) -> bool {
+        self.policy.is_open()
+    }
+}
+
+/// Logs why access cannot be checked.
+fn unavailable(error: &(dyn std::error::Error + 'static)) -> Refusal {
+    tracing::warn!(error = log::chain(error), "access cannot be checked");
+    Refusal::Unavailable
+}
