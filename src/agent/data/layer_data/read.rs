@@ -117,10 +117,10 @@ impl LayerData {
             self.confirm(files, number, presence.state, epoch);
             return Ok(());
         }
-        if self.epoch.load(Ordering::SeqCst) == epoch {
+        // Another reader may have noticed the same.
+        if self.take_away_since(epoch, number) {
             tracing::warn!(layer = self.name, chunk = %digest, "chunk damaged on disk; it is fetched again");
             metrics().cache_damaged.inc();
-            self.take_away(&[number]);
         }
         Err(io::Error::new(
             io::ErrorKind::InvalidData,

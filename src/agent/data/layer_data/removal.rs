@@ -36,10 +36,24 @@ impl LayerData {
     ///
     /// If somebody else reads the file, their blocks stay until the right content is written there.
     pub(super) fn take_away(&self, numbers: &[u32]) -> usize {
+        self.take_away_if(|| true, numbers)
+    }
+
+    /// Takes a damaged chunk away, unless content was taken away since `epoch`: then it may have been
+    /// fetched again. Returns whether it was here.
+    pub(super) fn take_away_since(&self, epoch: u64, number: u32) -> bool {
+        let is_same = || self.epoch.load(Ordering::SeqCst) == epoch;
+        self.take_away_if(is_same, &[number]) > 0
+    }
+
+    fn take_away_if(&self, is_wanted: impl Fn() -> bool, numbers: &[u32]) -> usize {
         let Ok(Some(files)) = self.open_files() else {
             return 0;
         };
         let _alone = self.writes.write();
+        if !is_wanted() {
+            return 0;
+        }
         let blocks = if self.is_read_by_others(&files) {
             Blocks::Keep
         } else {
