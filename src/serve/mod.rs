@@ -4,6 +4,7 @@
 //! ```text
 //! connection ▶ listener (room, TLS, stalls) ▶ stream (clock) ▶ request
 //! request ▶ middleware (id, span, names, places, access line, panic) ▶ router
+//! router ▶ access (who, by which rule, with whose credentials)
 //! router ▶ manifests │ blobs │ referrers │ tags │ api │ profiles │ page
 //!          │           └▶ store or upstream, in parts
 //!          ├▶ resolver (tags)

@@ -202,8 +202,6 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     fn repository(name: &str) -> Repository {
@@ -216,11 +214,8 @@ mod tests {
         let (one, other) = (Digest::sha256_of(b"1"), Digest::sha256_of(b"2"));
         let app = Holder::repository("a.example", &repository("team/app"));
         store.link(&app, &one, Some(&other)).await.unwrap();
-        let again = Store {
-            inner: Arc::clone(&store.inner),
-        };
-        again.inner.linked.invalidate_all();
-        let link = again.link_of(&app, &one).await.unwrap();
+        store.inner.linked.invalidate_all();
+        let link = store.link_of(&app, &one).await.unwrap();
         assert_eq!(link.unwrap().image, Some(other.clone()));
         for (holder, digest) in [
             (app, &other),
@@ -232,7 +227,7 @@ mod tests {
             (Holder::upstream("a.example"), &one),
         ] {
             assert!(
-                !again.is_linked(&holder, digest).await.unwrap(),
+                !store.is_linked(&holder, digest).await.unwrap(),
                 "{holder:?}"
             );
         }

@@ -87,3 +87,23 @@ async fn the_reference_can_be_printed() {
         .unwrap()
     );
 }
+
+#[tokio::test]
+async fn a_server_for_others_without_named_upstreams_does_not_start() {
+    let desk = Desk::new();
+    let serve = ["serve", "--listen", "0.0.0.0:0"];
+    let rule = "[{who = ['anyone'], may = ['pull'], images = ['docker.io/**']}]";
+    let rule = ("STARLIFT_SERVE_ACCESS__RULE", rule);
+    let ran = desk.run_with(&serve, &[rule]).await;
+    assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+    assert!(ran.stderr.contains("[pull] allow ="), "{}", ran.stderr);
+    let ran = desk
+        .run_with(&serve, &[("STARLIFT_PULL_ALLOW", "docker.io")])
+        .await;
+    assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("[[serve.access.rule]]"),
+        "{}",
+        ran.stderr
+    );
+}
