@@ -66,6 +66,13 @@ pub mod serve;
 /// Only the configuration.
 #[cfg(not(feature = "serve"))]
 pub mod serve {
+    pub mod access {
+        mod config;
+        mod identity;
+        mod policy;
+        pub use config::AccessConfig;
+        pub use policy::AccessRule;
+    }
     pub mod config;
     pub use config::Config;
 }

@@ -1,10 +1,11 @@
 //! The one executable: parse, dispatch, exit code.
 
+mod allocator;
+
 use std::process::ExitCode;
 
-/// glibc's allocator is three times slower if buffers of megabytes come and go.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
 fn main() -> ExitCode {
     starlift::cli::main()

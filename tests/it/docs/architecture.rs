@@ -87,6 +87,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("profile", &["oci"]),
     ("layers", &["oci"]),
     ("oci", &[]),
+    ("allocator", &[]),
     ("aside", &[]),
     ("backoff", &[]),
     ("budget", &[]),
