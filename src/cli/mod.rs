@@ -108,6 +108,7 @@ fn both_text(name: OsString, value: OsString) -> Option<(String, String)> {
 
 /// Runs the command line of this process, and returns its exit code.
 pub fn main() -> ExitCode {
+    set_huge_pages(false);
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => error.exit(),
@@ -119,6 +120,12 @@ pub fn main() -> ExitCode {
             ExitCode::from(CANNOT)
         }
     }
+}
+
+/// Sets whether the kernel gives huge pages to this process and to those that it starts. With them
+/// conversions are slower, and an agent is larger. If the kernel refuses, all is as it was.
+fn set_huge_pages(are_wanted: bool) {
+    let _as_it_was = rustix::thread::disable_transparent_huge_pages(!are_wanted);
 }
 
 fn run(cli: &Cli) -> Result<ExitCode, Failure> {

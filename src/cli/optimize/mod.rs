@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use super::convert::{self, ImageArgs};
 use super::progress::Bar;
-use super::{Global, on_a_runtime, output};
+use super::{Global, on_a_runtime, output, set_huge_pages};
 use crate::conversion::record::{self, Line};
 use crate::conversion::{ConversionReport, ImageConversion};
 use crate::failure::Failure;
@@ -67,6 +67,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     if args.record_in.is_none() {
         container::check()?;
         mounts::keep_to_ourselves()?;
+        // The workload inherits the setting.
+        set_huge_pages(true);
     }
     on_a_runtime(optimize(args, global))
 }
