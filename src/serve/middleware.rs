@@ -97,7 +97,7 @@ fn count_refused(reason: &'static str) {
 /// The resources that a request holds until its answer is sent or dropped.
 #[derive(Default)]
 struct Holds {
-    /// Over HTTP/1: tells when the answer is sent.
+    /// Over HTTP/1: the flushes of the connection, which show that the answer is sent.
     flushes: Option<Arc<Flushes>>,
     _place: Option<Place>,
     _busy: Option<Busy>,

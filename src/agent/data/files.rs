@@ -182,8 +182,8 @@ impl Drop for Files {
     }
 }
 
-/// Whether the map says of each chunk of the data file that it is durable. A layer with holes is not
-/// told apart from one that lacks something.
+/// Whether the map says of each chunk of the data file that it is durable. A layer with holes counts
+/// as one that lacks something.
 pub(super) fn is_durable(data: &Path, map: &Path, toc: &Digest) -> bool {
     let states = || {
         let (inode, map) = (fs::metadata(data)?.ino(), File::open(map)?);

@@ -1,4 +1,4 @@
-//! What upstreams answered lately: which reader may pull from which repository.
+//! The latest answers of upstreams: which reader may pull from which repository.
 //!
 //! ```text
 //! age of the answer   0 ────── half ────── remember ──────▶

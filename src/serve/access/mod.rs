@@ -1,5 +1,5 @@
-//! Who may read what: identifies the sender of a request, and decides by the policy, or by the
-//! upstream that it names, what the sender may do.
+//! Who may read which images: identifies the sender of a request, and decides about its actions by
+//! the policy, or by the upstream that the policy names.
 //!
 //! ```text
 //! Authorization ▶ Identity ─ rule allows it ▶ this server's credentials

@@ -18,7 +18,7 @@ use crate::store::Salt;
 
 use super::identity::{Client, Identity};
 
-/// The beginning of each token, by which it is told from others.
+/// The beginning of each token, which distinguishes it from the tokens of others.
 const PREFIX: &str = "starlift.";
 /// The purpose of the key, so that no other use of the salt has the same.
 const PURPOSE: &[u8] = b"starlift access tokens 1";
