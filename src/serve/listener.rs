@@ -1,8 +1,8 @@
 //! The accept loop: admits connections as long as there is room, serves each, and ends them.
 //!
 //! ```text
-//! accept ▶ Connections (room, share) ▶ TLS ▶ stall watch ▶ hyper
-//!                                                          └▶ a task and a clock per stream ▶ router
+//! accept ▶ Connections (room, share) ▶ TLS ▶ stall watch ▶ lingering close ▶ hyper
+//!                                                                            └▶ a task and a clock per stream ▶ router
 //! ```
 
 use std::convert::Infallible;
@@ -34,6 +34,7 @@ use crate::telemetry::metrics;
 use super::config::Config;
 use super::connections::{Admitted, Connection, Connections};
 use super::flush::Reported;
+use super::linger::Lingering;
 use super::stall::StallAcceptor;
 use super::streams::{Executor, Timed};
 
@@ -214,7 +215,7 @@ impl Shared {
             request.extensions_mut().insert(Arc::clone(connection));
             self.answer(request)
         });
-        let stream = Reported::new(stream, Arc::clone(&connection.flushes));
+        let stream = Reported::new(Lingering::new(stream), Arc::clone(&connection.flushes));
         let served = self.builder.serve_connection(TokioIo::new(stream), service);
         let mut served = Timed::new(served, self.config.write_timeout);
         tokio::select! {

@@ -28,6 +28,7 @@ mod flush;
 mod guard;
 mod health;
 mod jobs;
+mod linger;
 mod listener;
 mod manifests;
 mod middleware;
