@@ -70,6 +70,9 @@ enum Scenario {
     /// Real images started lazily, with and without a profile, against a plain pull; needs the
     /// tools of `agent`, and buildah
     Start(start::Arguments),
+    /// The same images converted with several chunk sizes: starts, bytes, requests, processor time;
+    /// needs the tools of `start`, and Go
+    Chunks(start::ChunksArguments),
     /// Minutes of load, abuse and faults on three replicas over one bucket; asserts that no byte is
     /// wrong and nothing leaks
     Soak(soak::Arguments),
@@ -84,6 +87,7 @@ fn main() -> anyhow::Result<()> {
         Scenario::Serve(arguments) => serve::measure_all(&arguments),
         Scenario::Agent(arguments) => agent::measure_all(&arguments),
         Scenario::Start(arguments) => start::measure_all(&arguments),
+        Scenario::Chunks(arguments) => start::measure_chunks(&arguments),
         Scenario::Soak(arguments) => soak::measure_all(&arguments),
     }?;
     report.finish(out.as_deref())

@@ -33,7 +33,7 @@ impl Server {
         Self::start_with(starlift, place, upstreams, &[])
     }
 
-    /// The same with settings in the environment's form (`("REDIRECT", "true")`).
+    /// The same with settings in the environment's form (`("SERVE_REDIRECT", "true")`).
     pub(crate) fn start_with(
         starlift: &Path,
         place: &Path,
@@ -53,7 +53,7 @@ impl Server {
         command.envs(
             settings
                 .iter()
-                .map(|(key, value)| (format!("STARLIFT_SERVE_{key}"), value)),
+                .map(|(key, value)| (format!("STARLIFT_{key}"), value)),
         );
         // No log line for each request, because the peers write none either.
         command.env("STARLIFT_LOG_FILTER", "warn");

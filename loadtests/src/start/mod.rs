@@ -1,6 +1,7 @@
 //! Starts real images on a node that holds nothing of them, with a long round trip to the registry:
 //! after a plain pull, mounted lazily, and mounted lazily with a profile.
 
+mod chunks;
 mod made;
 mod ready;
 mod rows;
@@ -14,6 +15,7 @@ use crate::figures::{Spread, float};
 use crate::images::layer_bytes;
 use crate::plot::{Bar, Bars, Plot};
 use crate::report::Report;
+pub(crate) use chunks::{Arguments as ChunksArguments, measure_all as measure_chunks};
 pub(crate) use made::Workload;
 use rows::{BY_HAND, LEARNED, NO_PROFILE, PLAIN, ROWS, STATIC};
 use starts::{MEGABITS, ROUND_TRIP, Starts};
@@ -103,7 +105,7 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
 impl Contest {
     fn hold(arguments: &Arguments, name: &str) -> anyhow::Result<Self> {
         let (workload, place) = (Workload::get(name)?, tempfile::tempdir()?);
-        let begin = |row| Starts::begin(row, &workload, &arguments.starlift, place.path());
+        let begin = |row| Starts::begin(row, &workload, &arguments.starlift, place.path(), None);
         let mut starts: Vec<Starts> = ROWS.iter().map(begin).collect::<anyhow::Result<_>>()?;
         for _ in 0..arguments.rounds {
             starts

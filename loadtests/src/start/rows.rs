@@ -9,6 +9,18 @@ pub(super) struct Row {
     pub(super) profiles: bool,
     /// The number of starts from which the server learns before the measurement.
     pub(super) learned: u64,
+    /// The snapshotter that mounts the image.
+    pub(super) node: Daemon,
+}
+
+/// The snapshotter of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Daemon {
+    /// containerd's own, which unpacks.
+    Overlayfs,
+    Starlift,
+    /// The reference's, as the load tests of the agent start it.
+    Reference,
 }
 
 /// The form of the image in the registry.
@@ -39,41 +51,80 @@ pub(super) const ROWS: [Row; 7] = [
         form: Form::Source,
         profiles: false,
         learned: 0,
+        node: Daemon::Overlayfs,
     },
     Row {
         name: NO_PROFILE,
         form: Form::Converted,
         profiles: false,
         learned: 0,
+        node: Daemon::Starlift,
     },
     Row {
         name: STATIC,
         form: Form::Converted,
         profiles: true,
         learned: 0,
+        node: Daemon::Starlift,
     },
     Row {
         name: LEARNED[0],
         form: Form::Converted,
         profiles: true,
         learned: 1,
+        node: Daemon::Starlift,
     },
     Row {
         name: LEARNED[1],
         form: Form::Converted,
         profiles: true,
         learned: 3,
+        node: Daemon::Starlift,
     },
     Row {
         name: BY_HAND[0],
         form: Form::ByStarlift,
         profiles: false,
         learned: 0,
+        node: Daemon::Starlift,
     },
     Row {
         name: BY_HAND[1],
         form: Form::ByReference,
         profiles: false,
         learned: 0,
+        node: Daemon::Starlift,
+    },
+];
+
+/// The rows that are compared for each chunk size.
+pub(super) const CHUNK_ROWS: [Row; 4] = [
+    Row {
+        name: NO_PROFILE,
+        form: Form::Converted,
+        profiles: false,
+        learned: 0,
+        node: Daemon::Starlift,
+    },
+    Row {
+        name: STATIC,
+        form: Form::Converted,
+        profiles: true,
+        learned: 0,
+        node: Daemon::Starlift,
+    },
+    Row {
+        name: LEARNED[0],
+        form: Form::Converted,
+        profiles: true,
+        learned: 1,
+        node: Daemon::Starlift,
+    },
+    Row {
+        name: "reference daemon",
+        form: Form::Converted,
+        profiles: false,
+        learned: 0,
+        node: Daemon::Reference,
     },
 ];

@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
 use super::made::Workload;
-use super::rows::{Form, Row};
+use super::rows::{Daemon, Form, Row};
 use crate::figures::Spread;
 use crate::harness::run;
 use crate::node::{Container, Node, Snapshotter, UNPACKED};
@@ -19,6 +19,7 @@ pub(super) const MEGABITS: u64 = 100;
 pub(super) const ROUND_TRIP: Duration = Duration::from_millis(20);
 /// The name of Starlift's agent in containerd.
 const LAZY: &str = "lazy";
+const REFERENCE: &str = "reference";
 /// The duration of recording of a start that is reported to the server. All workloads are ready by
 /// then.
 const RECORD: &str = "15s";
@@ -34,6 +35,10 @@ pub(super) struct Starts {
     server: Server,
     /// The image's name in the registry, without the host.
     image: String,
+    /// Seconds of processor time of the conversion; 0 if there was none.
+    pub(super) conversion_cpu: f64,
+    /// The served manifest.
+    pub(super) manifest: Value,
     _store: tempfile::TempDir,
 }
 
@@ -48,6 +53,10 @@ pub(super) struct Run {
     pub(super) requests: u64,
     /// Bytes that the registry sent until the workload was ready, including headers.
     pub(super) bytes: u64,
+    /// Seconds of processor time of the server until the workload was ready.
+    pub(super) server_cpu: f64,
+    /// The same of the snapshotter; 0 where containerd unpacks.
+    pub(super) node_cpu: f64,
 }
 
 /// A ready workload and all it depends on, in the order of dropping.
@@ -66,6 +75,7 @@ impl Starts {
         workload: &Workload,
         starlift: &Path,
         place: &Path,
+        chunk_size: Option<&str>,
     ) -> anyhow::Result<Self> {
         let image = match row.form {
             Form::Source | Form::Converted => workload.image.clone(),
@@ -75,7 +85,9 @@ impl Starts {
         let store = tempfile::tempdir()?;
         // The server learns from the observations that agents send before the measurement, and not
         // from range requests.
-        let settings = [("PROFILES__LEARN_FROM_RANGES", "false")];
+        let learning = ("SERVE_PROFILES__LEARN_FROM_RANGES", "false");
+        let chunk_size = chunk_size.map(|size| ("CONVERT_CHUNK_SIZE", size));
+        let settings: Vec<_> = [learning].into_iter().chain(chunk_size).collect();
         let upstream = format!("local=oci:{}", image.dir.display());
         let server = Server::start_with(starlift, store.path(), &[upstream], &settings)?;
         if row.form == Form::Source {
@@ -85,6 +97,8 @@ impl Starts {
                 runs: Vec::new(),
                 server,
                 image,
+                conversion_cpu: 0.0,
+                manifest: workload.image.manifest()?,
                 _store: store,
             });
         }
@@ -96,13 +110,15 @@ impl Starts {
         let starts = Self {
             row,
             runs: Vec::new(),
+            conversion_cpu: server.daemon.cpu()?,
             server,
             image,
+            manifest,
             _store: store,
         };
         if row.profiles {
             // The predicted profile follows the converted image a moment later.
-            learned(|| Ok(starts.server.files_ahead(&manifest)? > 0)).context(row.name)?;
+            learned(|| Ok(starts.server.files_ahead(&starts.manifest)? > 0)).context(row.name)?;
         }
         (0..row.learned)
             .try_for_each(|_| starts.teach(workload, starlift))
@@ -146,23 +162,31 @@ impl Starts {
         place: &Path,
         agent: &[(&str, &str)],
     ) -> anyhow::Result<Started> {
-        let (snapshotter, snapshotters) = match self.row.form {
-            Form::Source => (UNPACKED, Vec::new()),
-            _ => (
+        let (snapshotter, snapshotters) = match self.row.node {
+            Daemon::Overlayfs => (UNPACKED, Vec::new()),
+            Daemon::Starlift => (
                 LAZY,
                 vec![Snapshotter::starlift(LAZY, starlift, place, agent)?],
             ),
+            Daemon::Reference => (REFERENCE, vec![Snapshotter::reference(REFERENCE, place)?]),
         };
         let node = Node::start(place, snapshotters)?;
         let link = Link::start(self.server.address, MEGABITS, ROUND_TRIP);
         let image = format!("{}/{}", link.address, self.image);
         let asked = self.server.requests()?;
+        let node_cpu = || match self.row.node {
+            Daemon::Overlayfs => Ok(0.0),
+            _ => node.daemon(snapshotter)?.cpu(),
+        };
+        let (server_before, node_before) = (self.server.daemon.cpu()?, node_cpu()?);
         let begun = Instant::now();
         node.pull(&image, snapshotter)?;
         let pull = begun.elapsed().as_secs_f64();
         let mut container = node.start_container(&image, snapshotter)?;
         let ready = workload.ready.wait(&mut container.process)?;
         let bytes = link.carried();
+        let server_cpu = self.server.daemon.cpu()? - server_before;
+        let node_cpu = node_cpu()? - node_before;
         let requests = self.server.requests()? - asked;
         if snapshotter == LAZY {
             all_is_lazy(starlift, &place.join(LAZY))?;
@@ -172,6 +196,8 @@ impl Starts {
             ready: (ready - begun).as_secs_f64(),
             requests,
             bytes,
+            server_cpu,
+            node_cpu,
         };
         Ok(Started {
             run,
@@ -179,6 +205,22 @@ impl Starts {
             _node: node,
             _link: link,
         })
+    }
+
+    /// Returns the length of all TOCs of the served image.
+    pub(super) fn toc_bytes(&self, starlift: &Path) -> anyhow::Result<u64> {
+        let report = run(&format!(
+            "{} inspect --json {}/{}",
+            starlift.display(),
+            self.server.address,
+            self.image
+        ))?;
+        let report: Value = serde_json::from_str(&report)?;
+        let images = report["images"].as_array().into_iter().flatten();
+        let layers = images.flat_map(|image| image["layers"].as_array().into_iter().flatten());
+        Ok(layers
+            .filter_map(|layer| layer["toc"]["json_bytes"].as_u64())
+            .sum())
     }
 
     pub(super) fn spread(&self, figure: fn(&Run) -> f64) -> Spread {

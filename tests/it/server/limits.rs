@@ -8,6 +8,7 @@ use reqwest::Method;
 use serde_json::json;
 use starlift::convert;
 use starlift::oci::{Digest, media_type};
+use starlift::profile::MAX_OBSERVATION_BYTES;
 use starlift::store::{Store, layer_lease};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -85,6 +86,27 @@ async fn a_client_that_never_ends_its_headers_is_disconnected() {
     let mut answer = Vec::new();
     connection.read_to_end(&mut answer).await.unwrap();
     assert!(!answer.starts_with(b"HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn a_refusal_reaches_a_client_that_is_still_sending_its_body() {
+    let stage = Stage::with(|config| config.profiles.max_senders = 0).await;
+    let body = vec![b' '; MAX_OBSERVATION_BYTES];
+    let mut connection = TcpStream::connect(stage.server.address).await.unwrap();
+    let head = format!(
+        "POST /api/v1/profiles/{} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n",
+        Digest::sha256_of(b""),
+        stage.server.address,
+        body.len()
+    );
+    connection.write_all(head.as_bytes()).await.unwrap();
+    connection.peek(&mut [0]).await.unwrap();
+    connection.write_all(&body).await.unwrap();
+    connection.shutdown().await.unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
 }
 
 #[tokio::test]
