@@ -90,8 +90,8 @@ async fn a_client_that_never_ends_its_headers_is_disconnected() {
 
 #[tokio::test]
 async fn a_refusal_reaches_a_client_that_is_still_sending_its_body() {
-    let stage = Stage::with(|config| config.profiles.max_senders = 0).await;
-    let body = vec![b' '; MAX_OBSERVATION_BYTES];
+    let stage = Stage::with(|_| {}).await;
+    let body = vec![b' '; MAX_OBSERVATION_BYTES + 1];
     let mut connection = TcpStream::connect(stage.server.address).await.unwrap();
     let head = format!(
         "POST /api/v1/profiles/{} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n\
@@ -106,7 +106,7 @@ async fn a_refusal_reaches_a_client_that_is_still_sending_its_body() {
     connection.shutdown().await.unwrap();
     let mut answer = String::new();
     connection.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
 }
 
 #[tokio::test]
