@@ -13,6 +13,7 @@ use anyhow::{Context as _, ensure};
 use sha2::{Digest as _, Sha256};
 
 use crate::figures::Spread;
+use crate::h2load;
 use crate::harness::{Daemon, free_address, run};
 use crate::images::Image;
 use crate::plot::{Bar, Bars, Plot};
@@ -50,16 +51,27 @@ struct Servers {
 struct Urls {
     our_blob: String,
     their_blob: String,
+    their_blob_http2: String,
     our_tag: String,
     our_digest: String,
     their_tag: String,
     their_digest: String,
 }
 
+/// The program that sends a load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Client {
+    /// wrk, over HTTP/1.
+    Http1,
+    /// h2load, over HTTP/2 without TLS. It asks for the same range again and again.
+    Http2 { streams: usize },
+}
+
 /// One load, for a URL of Starlift and a URL of its peer.
 struct Contest<'s> {
     name: &'static str,
     load: Load,
+    client: Client,
     ours: (&'s str, &'s Daemon),
     theirs: (&'static str, &'s str, &'s Daemon),
     our_runs: Vec<Run>,
@@ -76,7 +88,8 @@ struct Run {
 pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
     let mut report = Report::begin("serve", "Warm reads, against nginx and docker-registry")?;
     report.note(format!(
-        "{} rounds of {} s a load, alternating servers, medians (least–most); wrk with one thread on the same machine",
+        "{} rounds of {} s a load, alternating servers, medians (least–most); wrk with one thread, h2load for \
+         HTTP/2, on the same machine",
         arguments.rounds, arguments.seconds
     ));
     report.note(
@@ -93,11 +106,11 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
         for contest in &mut contests {
             contest
                 .our_runs
-                .push(load(&contest.load, contest.ours, place.path())?);
+                .push(contest.load(contest.ours, place.path())?);
             let (_, url, daemon) = contest.theirs;
             contest
                 .their_runs
-                .push(load(&contest.load, (url, daemon), place.path())?);
+                .push(contest.load((url, daemon), place.path())?);
         }
     }
     let rows = contests.iter().flat_map(Contest::rows).collect();
@@ -131,6 +144,9 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
     Ok(report)
 }
 
+/// The length of a range as lazy clients ask for them, and their number in a request.
+const SMALL: Option<(u64, usize)> = Some((64 << 10, 1));
+
 fn contests(servers: &Servers, seconds: u64) -> Vec<Contest<'_>> {
     let Servers {
         starlift,
@@ -151,10 +167,16 @@ fn contests(servers: &Servers, seconds: u64) -> Vec<Contest<'_>> {
                 count,
             }),
         },
+        client: Client::Http1,
         ours: (&urls.our_blob, starlift),
         theirs: ("nginx", &urls.their_blob, nginx),
         our_runs: Vec::new(),
         their_runs: Vec::new(),
+    };
+    let http2 = |name, connections, streams| Contest {
+        client: Client::Http2 { streams },
+        theirs: ("nginx", &urls.their_blob_http2, nginx),
+        ..blob(name, connections, SMALL)
     };
     let manifest = |name, connections, ours, theirs| Contest {
         name,
@@ -164,6 +186,7 @@ fn contests(servers: &Servers, seconds: u64) -> Vec<Contest<'_>> {
             accept: MANIFEST_TYPE,
             ranges: None,
         },
+        client: Client::Http1,
         ours: (ours, starlift),
         theirs: ("docker-registry", theirs, registry),
         our_runs: Vec::new(),
@@ -171,7 +194,16 @@ fn contests(servers: &Servers, seconds: u64) -> Vec<Contest<'_>> {
     };
     vec![
         blob("blob, whole, 4 connections", 4, None),
-        blob("range of 64 KiB, 16 connections", 16, Some((64 << 10, 1))),
+        blob("range of 64 KiB, 1 connection", 1, SMALL),
+        blob("range of 64 KiB, 16 connections", 16, SMALL),
+        blob("range of 64 KiB, 256 connections", 256, SMALL),
+        http2("HTTP/2, range of 64 KiB, 1 connection, 1 stream", 1, 1),
+        http2("HTTP/2, range of 64 KiB, 1 connection, 16 streams", 1, 16),
+        http2(
+            "HTTP/2, range of 64 KiB, 16 connections, 16 streams",
+            16,
+            16,
+        ),
         blob("range of 4 MiB, 4 connections", 4, Some((4 << 20, 1))),
         blob(
             "8 ranges of 16 KiB, 16 connections",
@@ -199,15 +231,6 @@ fn contests(servers: &Servers, seconds: u64) -> Vec<Contest<'_>> {
     ]
 }
 
-fn load(load: &Load, (url, daemon): (&str, &Daemon), place: &Path) -> anyhow::Result<Run> {
-    let before = daemon.cpu()?;
-    let seen = wrk::run(load, url, place)?;
-    Ok(Run {
-        seen,
-        cpu: daemon.cpu()? - before,
-    })
-}
-
 impl Run {
     fn rate(&self) -> f64 {
         self.seen.requests / self.seen.seconds
@@ -219,6 +242,18 @@ impl Run {
 }
 
 impl Contest<'_> {
+    fn load(&self, (url, daemon): (&str, &Daemon), place: &Path) -> anyhow::Result<Run> {
+        let before = daemon.cpu()?;
+        let seen = match self.client {
+            Client::Http1 => wrk::run(&self.load, url, place)?,
+            Client::Http2 { streams } => h2load::run(&self.load, streams, url, place)?,
+        };
+        Ok(Run {
+            seen,
+            cpu: daemon.cpu()? - before,
+        })
+    }
+
     fn rows(&self) -> [Vec<String>; 2] {
         let median =
             |runs: &[Run], figure: fn(&Run) -> f64| Spread::of(runs.iter().map(figure)).median;
@@ -293,7 +328,7 @@ fn start(arguments: &Arguments, place: &Path) -> anyhow::Result<Servers> {
     run(&format!(
         "skopeo copy --quiet --preserve-digests {tls} docker://{converted} docker://{registry_address}/converted:1"
     ))?;
-    let (nginx, nginx_address) = nginx(place)?;
+    let (nginx, nginx_address, http2_address) = nginx(place)?;
     let their_blob = format!("http://{nginx_address}/blob");
     same_answers(&our_blob, &their_blob)?;
     let urls = Urls {
@@ -302,6 +337,7 @@ fn start(arguments: &Arguments, place: &Path) -> anyhow::Result<Servers> {
         their_digest: format!("http://{registry_address}/v2/converted/manifests/{digest}"),
         our_blob,
         their_blob,
+        their_blob_http2: format!("http://{http2_address}/blob"),
         our_tag,
     };
     same_manifests(&urls)?;
@@ -365,8 +401,10 @@ fn docker_registry(place: &Path) -> anyhow::Result<(Daemon, SocketAddr)> {
     ))
 }
 
-fn nginx(place: &Path) -> anyhow::Result<(Daemon, SocketAddr)> {
-    let address = free_address()?;
+/// Starts nginx, which serves the file `blob` at the first address over HTTP/1 and at the second over
+/// HTTP/2.
+fn nginx(place: &Path) -> anyhow::Result<(Daemon, SocketAddr, SocketAddr)> {
+    let (address, http2) = (free_address()?, free_address()?);
     let config = place.join("nginx.conf");
     let root = place.display();
     // nginx workers drop root and could not enter a private folder.
@@ -374,12 +412,14 @@ fn nginx(place: &Path) -> anyhow::Result<(Daemon, SocketAddr)> {
         &config,
         format!(
             "user root;\ndaemon off;\nworker_processes 2;\npid {root}/nginx.pid;\nerror_log {root}/nginx.log;\n\
-             events {{ worker_connections 256; }}\n\
+             events {{ worker_connections 1024; }}\n\
              http {{\n  access_log off; sendfile on; keepalive_requests 1000000000;\n  \
              default_type application/octet-stream;\n  client_body_temp_path {root}/nginx-body;\n  \
              proxy_temp_path {root}/nginx-proxy; fastcgi_temp_path {root}/nginx-fcgi;\n  \
              uwsgi_temp_path {root}/nginx-uwsgi; scgi_temp_path {root}/nginx-scgi;\n  \
-             server {{ listen {address}; location = /blob {{ alias {root}/blob; }} }}\n}}\n"
+             http2_max_requests 1000000000;\n  \
+             server {{ listen {address}; location = /blob {{ alias {root}/blob; }} }}\n  \
+             server {{ listen {http2} http2; location = /blob {{ alias {root}/blob; }} }}\n}}\n"
         ),
     )?;
     let mut command = Command::new("nginx");
@@ -389,5 +429,6 @@ fn nginx(place: &Path) -> anyhow::Result<(Daemon, SocketAddr)> {
     Ok((
         Daemon::start(command, &place.join("nginx.out"), ready)?,
         address,
+        http2,
     ))
 }
