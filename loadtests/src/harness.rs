@@ -169,6 +169,14 @@ impl Daemon {
             .sum()
     }
 
+    /// Lets the peak of resident memory begin anew (proc(5), `clear_refs`).
+    pub(crate) fn forget_peak(&self) -> anyhow::Result<()> {
+        Ok(fs::write(
+            format!("/proc/{}/clear_refs", self.child.id()),
+            "5",
+        )?)
+    }
+
     /// Returns the peak resident memory, MiB.
     pub(crate) fn peak_memory(&self) -> anyhow::Result<f64> {
         self.memory_of("VmHWM:")
