@@ -8,23 +8,15 @@ use estargz::Chunk;
 use estargz::toc::{Node, NodeId};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::data::{LayerData, Piece};
 use super::fetch::{Blob, FetchError, Fetcher, Lookup, Reason, Traffic, Transfer};
+use super::read_ahead::ReadAhead;
 use super::report::Measure;
 use super::tree::{Content, FileId, Tree};
 use crate::registry::Peer;
 
-/// Bytes fetched along with the first chunk of a reader, after it and before it. Together they are
-/// as much as 100 Mbit/s carry in a round trip of 20 ms, so another request would take as long. A
-/// program jumps back and forth among the files of a directory, which lie side by side.
-const FIRST_WINDOW: u64 = 128 << 10;
-/// Readers whose position is remembered: more than read one layer sequentially at the same time.
-const MAX_READERS: usize = 8;
-/// Most chunks that a reader may skip and still count as sequential.
-const MAX_SKIP: u32 = 8;
 /// Most chunks that are looked up at once for one read, and most that are fetched along with them
 /// on either side. Sixteen chunks of the smallest useful size make a block of the kernel's
 /// read-ahead. Chunks of one byte are hostile.
@@ -39,15 +31,8 @@ const MAX_KEPT: u64 = 16 << 20;
 pub struct Layer {
     transfer: Transfer,
     fetcher: Fetcher,
-    readers: Mutex<Vec<Reader>>,
+    read_ahead: ReadAhead,
     peer: OnceCell<Option<Peer>>,
-}
-
-/// A sequential reader: the chunk that it will read next, and its read-ahead in bytes.
-#[derive(Debug, Clone, Copy)]
-struct Reader {
-    next: u32,
-    window: u64,
 }
 
 impl Layer {
@@ -60,7 +45,7 @@ impl Layer {
                 traffic,
             },
             fetcher,
-            readers: Mutex::default(),
+            read_ahead: ReadAhead::default(),
             peer: OnceCell::new(),
         }
     }
@@ -275,12 +260,13 @@ impl Layer {
         numbers.next().is_none_or(|first| self.is_held(first))
     }
 
-    /// Returns the numbers of the chunks to fetch along with the chunks `first` to `last`: more and
-    /// more for a sequential reader, those on both sides for a new reader.
+    /// Returns the numbers of the chunks to fetch along with the chunks `first` to `last`.
     fn beside(&self, first: u32, last: u32) -> Vec<u32> {
-        let (window, mut chunks) = match self.expected(first) {
-            Some(reader) => ((reader.window * 2).min(self.fetcher.max_run()), Vec::new()),
-            None => (FIRST_WINDOW, self.before(first)),
+        let file = self.data().places().file_with(first);
+        let around = self.read_ahead.around(first, file, self.fetcher.max_run());
+        let mut chunks = match around.before {
+            0 => Vec::new(),
+            before => self.before(first, before),
         };
         let toc = self.tree().toc();
         let Some(end) = toc.chunk(last).map(|chunk| chunk.range.end) else {
@@ -289,7 +275,7 @@ impl Layer {
         let mut next = last.saturating_add(1);
         while let Some(chunk) = toc.chunk(next)
             && chunk.range.end >= end
-            && chunk.range.end - end <= window
+            && chunk.range.end - end <= around.after
             && chunks.len() < MAX_BESIDE
         {
             if chunk.digest.is_some() {
@@ -297,27 +283,13 @@ impl Layer {
             }
             next += 1;
         }
-        let mut readers = self.readers.lock();
-        readers.push(Reader { next, window });
-        let surplus = readers.len().saturating_sub(MAX_READERS);
-        drop(readers.drain(..surplus));
+        self.read_ahead.expect(next, around.after);
         chunks
     }
 
-    /// Removes and returns the reader that was expected to miss the chunk `first`.
-    fn expected(&self, first: u32) -> Option<Reader> {
-        let mut readers = self.readers.lock();
-        let goes_on =
-            |reader: &Reader| (reader.next..reader.next.saturating_add(MAX_SKIP)).contains(&first);
-        readers
-            .iter()
-            .position(goes_on)
-            .map(|index| readers.remove(index))
-    }
-
-    /// Returns the numbers of the chunks just before `first`, up to the nearest one that is on this
-    /// node.
-    fn before(&self, first: u32) -> Vec<u32> {
+    /// Returns the numbers of the chunks in the `window` bytes before `first`, up to the nearest one
+    /// that is on this node.
+    fn before(&self, first: u32, window: u64) -> Vec<u32> {
         let toc = self.tree().toc();
         let Some(start) = toc.chunk(first).map(|chunk| chunk.range.start) else {
             return Vec::new();
@@ -325,7 +297,7 @@ impl Layer {
         let is_near = |chunk: &Chunk| {
             start
                 .checked_sub(chunk.range.start)
-                .is_some_and(|bytes| bytes <= FIRST_WINDOW)
+                .is_some_and(|bytes| bytes <= window)
         };
         let is_wanted = |number: &u32| {
             toc.chunk(*number).is_some_and(|chunk| is_near(&chunk)) && !self.is_held(*number)

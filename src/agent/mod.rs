@@ -36,6 +36,7 @@ mod patience;
 pub mod prefetch;
 pub mod profiles;
 mod pulls;
+mod read_ahead;
 pub mod recorder;
 pub mod records;
 pub mod remote;
