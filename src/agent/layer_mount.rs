@@ -9,6 +9,16 @@
 
 use std::path::{Path, PathBuf};
 
+/// Returns the directory of the EROFS mounts of layers.
+pub fn erofs_folder(root: &Path) -> PathBuf {
+    root.join("erofs")
+}
+
+/// Returns the directory on which a layer is mounted as EROFS.
+pub fn erofs_mountpoint(root: &Path, number: u64) -> PathBuf {
+    erofs_folder(root).join(number.to_string())
+}
+
 /// One of the mounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LayerMount {

@@ -10,16 +10,16 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
-pub use super::attach::MountError;
-use super::attach::attach;
-use super::config::{Background, Config, KeeperKind};
-use super::layer_mount::LayerMount;
-use super::layers::{Layers, NotLazy};
-use super::mountpoint;
-pub use super::recorder::Recording;
-use super::recorder::Used;
-use super::session::Device;
-use super::spec::LayerSpec;
+use crate::agent::config::{Background, Config, KeeperKind};
+use crate::agent::fuse::Device;
+pub use crate::agent::fuse::MountError;
+use crate::agent::fuse::attach;
+use crate::agent::layer::spec::LayerSpec;
+use crate::agent::layer_mount::LayerMount;
+pub use crate::agent::layers::recorder::Recording;
+use crate::agent::layers::recorder::Used;
+use crate::agent::layers::{Layers, NotLazy};
+use crate::agent::mountpoint;
 use crate::transport::Upstreams;
 
 /// A workload that opens more files than this gains nothing from having them all first.

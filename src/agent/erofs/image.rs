@@ -14,8 +14,8 @@ use erofs_metadata::{Attributes, Data, Image, ImageError, Kind, NodeId, Time};
 use estargz::toc;
 use sha2::{Digest as _, Sha256};
 
-use crate::agent::data::{BLOCK, LayerData, Places};
-use crate::agent::tree::{self, Content, FileId, Tree};
+use crate::agent::layer::data::{BLOCK, LayerData, Places};
+use crate::agent::layer::tree::{self, Content, FileId, Tree};
 
 /// Changes whenever the same TOC gives another image: overlayfs remembers inode numbers of the
 /// image by its UUID.
@@ -209,8 +209,8 @@ fn attributes(found: &tree::Attributes) -> Attributes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::data::tests::tree;
-    use crate::agent::data::{DataStore, Limits};
+    use crate::agent::layer::data::tests::tree;
+    use crate::agent::layer::data::{DataStore, Limits};
 
     fn written(path: &Path, number: u64) -> Vec<u8> {
         let folder = tempfile::tempdir().unwrap();

@@ -16,6 +16,6 @@ mod probe;
 
 pub use driver::{Driver, DriverReport};
 pub use image::WriteError;
-pub use mounts::{ErofsMounts, clear, folder, mountpoint};
+pub use mounts::{ErofsMounts, clear};
 pub(super) use probe::{NAME as PROBE, SIZE as PROBE_SIZE};
 pub use probe::{Probe, ProbeError};

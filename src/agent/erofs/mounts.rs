@@ -18,22 +18,14 @@ use rustix::fs::{Advice, fadvise};
 
 use super::image::{self, Identity, WriteError};
 use super::mount;
-use crate::agent::data::{Hold, LayerData};
-use crate::agent::layer_mount::LayerMount;
+use crate::agent::layer::data::{Hold, LayerData};
+use crate::agent::layer_mount::{
+    LayerMount, erofs_folder as folder, erofs_mountpoint as mountpoint_of,
+};
 use crate::agent::mountpoint;
 use crate::telemetry::log::chain;
 
 const NATIVE: &str = "native";
-
-/// Returns the directory of the mountpoints.
-pub fn folder(root: &Path) -> PathBuf {
-    root.join("erofs")
-}
-
-/// Returns the directory on which a layer is mounted.
-pub fn mountpoint(root: &Path, number: u64) -> PathBuf {
-    folder(root).join(number.to_string())
-}
 
 /// Unmounts all layers. Open files keep a file system alive.
 ///
@@ -134,7 +126,7 @@ impl ErofsMounts {
     /// Mounts a layer over `data`. A crash in between leaves no note, and the next agent mounts
     /// again.
     fn mount(&self, number: u64, data: &Path, note: &str) -> io::Result<()> {
-        let (image, at) = (self.image(number), mountpoint(&self.root, number));
+        let (image, at) = (self.image(number), mountpoint_of(&self.root, number));
         remove_file(&self.note(number))?;
         mount::mount(&image, data, &at)?;
         mountpoint::read_further_ahead(&at);
@@ -289,7 +281,7 @@ impl ErofsMounts {
         let tree = LayerMount::Full
             .directory(&self.root)
             .join(number.to_string());
-        match mount::bind(&tree, &mountpoint(&self.root, number)) {
+        match mount::bind(&tree, &mountpoint_of(&self.root, number)) {
             Ok(()) => self.set(number, Backing::Tree),
             Err(error) => tracing::error!(number, %error, "layer not mounted"),
         }
@@ -299,7 +291,7 @@ impl ErofsMounts {
     pub fn remove(&self, number: u64) {
         let _work = self.work.lock();
         self.state.lock().backings.remove(&number);
-        let at = mountpoint(&self.root, number);
+        let at = mountpoint_of(&self.root, number);
         let removed = mountpoint::clear(&at)
             .and_then(|_| remove_file(&self.image(number)))
             .and_then(|()| remove_file(&self.note(number)))

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use erofs_metadata::{Attributes, Data, Image, ImageError, Kind};
 
 use super::{mount, mounts};
-use crate::agent::layer_mount::LayerMount;
+use crate::agent::layer_mount::{LayerMount, erofs_folder};
 use crate::agent::mountpoint;
 
 /// The name of the probe's data in the FUSE mount.
@@ -49,7 +49,7 @@ impl Probe {
     /// # Errors
     /// If one of these did not go as it must.
     pub fn run(&self, root: &Path) -> Result<(), ProbeError> {
-        let folder = mounts::folder(root);
+        let folder = erofs_folder(root);
         mounts::make_folder(&folder)?;
         let (at, image) = (folder.join(NAME), folder.join("probe.image"));
         mountpoint::clear(&at)?;

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use estargz::toc::{Kind, Time};
 use fuser::{FileAttr, FileType, INodeNo};
 
-use crate::agent::tree::Attributes;
+use crate::agent::layer::tree::Attributes;
 
 pub(super) const BLOCK: u32 = 4096;
 /// The unit of stat(2)'s `st_blocks`.

@@ -14,6 +14,7 @@ mod directories;
 #[cfg(test)]
 mod disk_tests;
 mod error;
+pub mod filter;
 mod id_map;
 mod metadata;
 mod overlay;
@@ -27,8 +28,8 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
-use super::filter::Filter;
-use super::layer_mount::LayerMount;
+use self::filter::Filter;
+use crate::agent::layer_mount::LayerMount;
 use directories::Directories;
 pub use error::{Error, MAX_LABEL_LEN};
 use metadata::Metadata;

@@ -78,7 +78,7 @@ impl Kind {
 }
 
 impl Info {
-    /// Returns the value of a field for [`Filter`](crate::agent::filter::Filter): `name`, `parent`,
+    /// Returns the value of a field for [`Filter`](super::filter::Filter): `name`, `parent`,
     /// `kind` or `labels.…`.
     pub fn field(&self, path: &[String]) -> Option<&str> {
         let (first, rest) = path.split_first()?;

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use starlift::agent::data::{DataStore, Limits};
-use starlift::agent::fetch::{FetchError, Fetcher, Reason};
 use starlift::agent::layer::Layer;
-use starlift::agent::remote::{self, NotLazy};
-use starlift::agent::spec::LayerSpec;
-use starlift::agent::toc_memory::TocMemory;
-use starlift::agent::tree::Tree;
+use starlift::agent::layer::data::{DataStore, Limits};
+use starlift::agent::layer::fetch::{FetchError, Fetcher, Reason};
+use starlift::agent::layer::opening::remote::{self, NotLazy};
+use starlift::agent::layer::opening::toc_memory::TocMemory;
+use starlift::agent::layer::spec::LayerSpec;
+use starlift::agent::layer::tree::Tree;
 use starlift::registry::{self, UpstreamConfig};
 use starlift::transport::Upstreams;
 

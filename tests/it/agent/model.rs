@@ -11,13 +11,13 @@ use std::sync::Arc;
 
 use estargz::toc::Kind;
 use starlift::agent::Config;
-use starlift::agent::filesystem::FileSystem;
+use starlift::agent::fuse::filesystem::FileSystem;
+use starlift::agent::layer::spec::LayerSpec;
+use starlift::agent::layer::tree::Attributes;
 use starlift::agent::layer_mount::LayerMount;
 use starlift::agent::layers::Layers;
-use starlift::agent::mount::ROOT_INODE;
-use starlift::agent::notify::Notifier;
-use starlift::agent::spec::LayerSpec;
-use starlift::agent::tree::Attributes;
+use starlift::agent::layers::mount::ROOT_INODE;
+use starlift::agent::layers::notify::Notifier;
 use starlift::registry;
 use starlift::transport::Upstreams;
 use tar::{Builder, EntryType, Header};

@@ -2,7 +2,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 
-use starlift::agent::server::{self, ServeError};
+use starlift::agent::service::server::{self, ServeError};
 
 use super::{Agent, socket_beneath};
 

@@ -129,27 +129,13 @@ const FORMAT: &[&str] = &[
 const ROOTS: &[&str] = &["cli", "config", "main", "lib", "fuzzing"];
 
 /// Files and folders of one folder that may name each other in a circle, and why.
-const CIRCLES: &[(&str, &[&str], &str)] = &[
-    (
-        "src/predict",
-        &[
-            "java", "launch", "node", "python", "servers", "shell", "system",
-        ],
-        "interpreters start interpreters",
-    ),
-    (
-        "src/agent",
-        &["keeper", "mounted", "run"],
-        "a mount outlives the process that made it",
-    ),
-    (
-        "src/agent",
-        &[
-            "layer", "layers", "mount", "notify", "prefetch", "profiles", "report",
-        ],
-        "the node's data path is drawn anew by the issue about it",
-    ),
-];
+const CIRCLES: &[(&str, &[&str], &str)] = &[(
+    "src/predict",
+    &[
+        "java", "launch", "node", "python", "servers", "shell", "system",
+    ],
+    "interpreters start interpreters",
+)];
 
 #[test]
 fn modules_import_only_what_lies_below_them() {
