@@ -12,18 +12,22 @@
 //! composes the parts and lets the mounts outlive the process. `observe` is a mount for one process,
 //! without containerd.
 
-pub mod config;
-pub mod credentials;
-pub mod daemon;
-pub mod erofs;
-pub mod fuse;
-pub mod layer;
-pub mod layer_mount;
-pub mod layers;
-pub mod mountpoint;
-pub mod observe;
-pub mod prefetch;
-pub mod service;
-pub mod snapshots;
+pub(crate) mod config;
+pub(crate) mod credentials;
+pub(crate) mod daemon;
+pub(crate) mod erofs;
+pub(crate) mod fuse;
+pub(crate) mod layer;
+pub(crate) mod layer_mount;
+pub(crate) mod layers;
+pub(crate) mod mountpoint;
+pub(crate) mod numbers;
+pub(crate) mod observe;
+pub(crate) mod prefetch;
+pub(crate) mod service;
+pub(crate) mod snapshots;
 
-pub use config::Config;
+/// The agent's section of a configuration file.
+pub use config::{Background, Config, DriverKind, ImageRule, KeeperKind};
+/// The proxy that learns the logins of pods' pulls.
+pub use credentials::{CriCredentials, ImageService};

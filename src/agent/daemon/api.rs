@@ -22,14 +22,14 @@ use crate::agent::layers::report::Report;
 use crate::telemetry::metrics;
 
 const SOCKET: &str = "api.sock";
-pub const STATUS: &str = "/api/v1/status";
+pub(crate) const STATUS: &str = "/api/v1/status";
 /// How long a living agent may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// The longest answer that is read: a hundred thousand layers.
 const MAX_ANSWER: u64 = 64 << 20;
 
 #[derive(Debug, thiserror::Error)]
-pub enum ApiError {
+pub(crate) enum ApiError {
     #[error("cannot listen on {at}")]
     Listen { at: String, source: io::Error },
     #[error("no answer from an agent on {socket}")]
@@ -140,7 +140,7 @@ pub(crate) async fn is_answered(root: &Path) -> bool {
 ///
 /// # Errors
 /// If no agent answers, or an agent of another version answers in another format.
-pub async fn report(root: &Path) -> Result<Report, ApiError> {
+pub(crate) async fn report(root: &Path) -> Result<Report, ApiError> {
     let answer = http_get(root, STATUS).await;
     let answer = answer.map_err(|source| ApiError::Silent {
         socket: root.join(SOCKET),

@@ -94,7 +94,7 @@ impl Mounted {
                 Some(mut connection) => tokio::select! {
                     _ended = &mut connection.ended => {
                         tracing::error!("kernel ended the connection of the layers; containers over it must be restarted");
-                        self.context.layers.announce_to(self.context.mount, None);
+                        self.context.layers.kernel().announce_to(self.context.mount, None);
                         // A connection that ends at once must not be mounted again at once.
                         tokio::time::sleep(PAUSE.saturating_sub(connection.begun.elapsed())).await;
                         self.context.blocking(Context::mount_anew).await

@@ -21,7 +21,7 @@ const MAX_LINKS: usize = 40;
 
 /// The reason why a directory cannot be the root.
 #[derive(Debug, thiserror::Error)]
-pub enum RootError {
+pub(crate) enum RootError {
     #[error(
         "{path} belongs to user {owner}, who could replace the agent's files: chown it to root"
     )]
@@ -40,7 +40,7 @@ pub enum RootError {
 ///
 /// Returns its path without symbolic links. A symbolic link is trusted if its owner would be
 /// trusted as a directory's.
-pub fn secure(root: &Path) -> Result<PathBuf, RootError> {
+pub(crate) fn secure(root: &Path) -> Result<PathBuf, RootError> {
     let failed = |source| RootError::Io {
         path: root.to_owned(),
         source,

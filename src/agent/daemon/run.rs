@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(50);
 
 #[derive(Debug, thiserror::Error)]
-pub enum RunError {
+pub(crate) enum RunError {
     #[error("another agent runs with the root {0}")]
     Running(PathBuf),
     #[error("root {path} not usable")]
@@ -62,7 +62,7 @@ pub enum RunError {
 ///
 /// # Errors
 /// If the root, the socket or the keeper cannot be used.
-pub async fn run(
+pub(crate) async fn run(
     config: &Config,
     upstreams: &registry::Config,
     shutdown: CancellationToken,
@@ -102,7 +102,7 @@ pub async fn run(
     let own = Arc::clone(&layers);
     let driver = blocking(move || {
         own.restore_erofs();
-        own.choose_driver().cloned()
+        own.drivers().choose().cloned()
     });
     let driver = driver.await?.map_err(RunError::Driver)?;
     let place = root.clone();
@@ -124,13 +124,13 @@ pub async fn run(
     let resuming = tokio::spawn(async move { resumed.resume().await });
     let kept_data = Arc::clone(&layers);
     let syncing = tokio::spawn(async move { kept_data.keep_data().await });
-    let natives = Natives::new(Arc::clone(&layers), Arc::clone(&snapshots));
+    let natives = Natives::new(&layers, Arc::clone(&snapshots));
     let keeping_native = tokio::spawn(natives.keep());
     tracing::info!(
         address = %config.address.display(),
         root = %root.display(),
         keeper = keeper.name(),
-        layers = layers.len(),
+        layers = layers.table().len(),
         driver = ?driver.driver,
         reason = driver.reason,
         "listening"
@@ -251,7 +251,7 @@ async fn blocking<T: Send + 'static>(
 ///
 /// # Errors
 /// If the agent runs, or its mount cannot be undone.
-pub async fn unmount(config: &Config) -> Result<(), RunError> {
+pub(crate) async fn unmount(config: &Config) -> Result<(), RunError> {
     let root = checked_root(config).await?;
     let kind = config.keeper;
     let work = move || {

@@ -22,14 +22,16 @@ use fuser::{
 };
 use rustix::ioctl::{Opcode, opcode};
 use tokio::runtime::Handle;
+use tracing::Instrument as _;
 
 use super::attributes::{self, BLOCK, attr, file_type};
 use super::filesystem::{Error, FileSystem, Listed, PROBE_INODE};
 use super::init;
 use super::patience::patiently;
+use super::refused::refuse;
 use super::request_timeout::ReadLimits;
 use crate::agent::layer_mount::LayerMount;
-use crate::agent::layers::mount::ROOT_INODE;
+use crate::agent::numbers::Inode;
 use crate::telemetry::limit::LineLimit;
 use crate::telemetry::metrics::metrics;
 
@@ -84,10 +86,10 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         count("lookup");
-        match self.filesystem.lookup(parent.0, name.as_bytes()) {
+        match self.filesystem.lookup(parent.into(), name.as_bytes()) {
             Ok((inode, attributes)) => reply.entry(&FOREVER, &attr(inode, &attributes), GENERATION),
             // Layers never change, but they come and go in the root.
-            Err(Error::NotFound) if parent.0 != ROOT_INODE => {
+            Err(Error::NotFound) if Inode::from(parent) != Inode::ROOT => {
                 reply.entry(&FOREVER, &attributes::ABSENT, GENERATION);
             }
             Err(error) => reply.error(errno(error)),
@@ -102,15 +104,15 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         count("getattr");
-        match self.filesystem.attributes(inode.0) {
-            Ok(attributes) => reply.attr(&FOREVER, &attr(inode.0, &attributes)),
+        match self.filesystem.attributes(inode.into()) {
+            Ok(attributes) => reply.attr(&FOREVER, &attr(inode.into(), &attributes)),
             Err(error) => reply.error(errno(error)),
         }
     }
 
     fn readlink(&self, _request: &Request, inode: INodeNo, reply: ReplyData) {
         count("readlink");
-        match self.filesystem.target(inode.0) {
+        match self.filesystem.target(inode.into()) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(errno(error)),
         }
@@ -138,14 +140,14 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         count("read");
-        if inode.0 == PROBE_INODE {
+        if Inode::from(inode) == PROBE_INODE {
             return match self.filesystem.probe() {
                 Some(content) => reply.data(content),
                 None => reply.error(Errno::EIO),
             };
         }
         let length = u64::from(size);
-        let opened = match self.filesystem.read(inode.0, offset, length) {
+        let opened = match self.filesystem.read(inode.into(), offset, length) {
             Ok(opened) => opened,
             Err(error) => return reply.error(errno(error)),
         };
@@ -160,8 +162,17 @@ impl Filesystem for Adapter {
             (self.limits.fresh, self.limits.most_fresh)
         };
         let waiting = Waiting(Some(reply));
-        self.runtime.spawn(async move {
-            match patiently(limit, most, || opened.received(), opened.read(offset, length)).await {
+        let span =
+            tracing::info_span!("read", layer = %opened.layer(), inode = inode.0, offset, length);
+        let work = async move {
+            match patiently(
+                limit,
+                most,
+                || opened.received(),
+                opened.read(offset, length),
+            )
+            .await
+            {
                 Some(Ok(bytes)) => {
                     count_read("fetched");
                     waiting.answer(&bytes);
@@ -176,7 +187,8 @@ impl Filesystem for Adapter {
                     waiting.fail();
                 }
             }
-        });
+        };
+        self.runtime.spawn(work.instrument(span));
     }
 
     fn release(
@@ -228,7 +240,7 @@ impl Filesystem for Adapter {
         }
         let listed = self
             .filesystem
-            .list(inode.0, offset.saturating_sub(DOTS), |listed| {
+            .list(inode.into(), offset.saturating_sub(DOTS), |listed| {
                 let Listed {
                     name,
                     inode,
@@ -236,7 +248,7 @@ impl Filesystem for Adapter {
                     next,
                 } = listed;
                 !reply.add(
-                    INodeNo(inode),
+                    INodeNo(inode.0),
                     next + DOTS,
                     file_type(attributes.kind),
                     OsStr::from_bytes(&name),
@@ -257,8 +269,8 @@ impl Filesystem for Adapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         count("readdirplus");
-        let own = match self.filesystem.attributes(inode.0) {
-            Ok(attributes) => attr(inode.0, &attributes),
+        let own = match self.filesystem.attributes(inode.into()) {
+            Ok(attributes) => attr(inode.into(), &attributes),
             Err(error) => return reply.error(errno(error)),
         };
         for dot in offset..DOTS {
@@ -268,7 +280,7 @@ impl Filesystem for Adapter {
         }
         let listed = self
             .filesystem
-            .list(inode.0, offset.saturating_sub(DOTS), |listed| {
+            .list(inode.into(), offset.saturating_sub(DOTS), |listed| {
                 let Listed {
                     name,
                     inode,
@@ -277,7 +289,7 @@ impl Filesystem for Adapter {
                 } = listed;
                 let (name, attr) = (OsStr::from_bytes(&name), attr(inode, &attributes));
                 !reply.add(
-                    INodeNo(inode),
+                    INodeNo(inode.0),
                     next + DOTS,
                     name,
                     &FOREVER,
@@ -304,12 +316,16 @@ impl Filesystem for Adapter {
         if self.mount != LayerMount::Full {
             return reply.error(Errno::ENOSYS);
         }
-        answer_xattr(self.filesystem.xattr(inode.0, name.as_bytes()), size, reply);
+        answer_xattr(
+            self.filesystem.xattr(inode.into(), name.as_bytes()),
+            size,
+            reply,
+        );
     }
 
     fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
         count("listxattr");
-        answer_xattr(self.filesystem.xattrs(inode.0), size, reply);
+        answer_xattr(self.filesystem.xattrs(inode.into()), size, reply);
     }
 
     fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
@@ -351,85 +367,8 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn fsync(
-        &self,
-        _request: &Request,
-        _inode: INodeNo,
-        _handle: FileHandle,
-        _data_only: bool,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn fsyncdir(
-        &self,
-        _request: &Request,
-        _inode: INodeNo,
-        _handle: FileHandle,
-        _data_only: bool,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(Errno::ENOSYS);
-    }
-
     fn access(&self, _request: &Request, _inode: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
         count("access");
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn getlk(
-        &self,
-        _request: &Request,
-        _inode: INodeNo,
-        _handle: FileHandle,
-        _owner: LockOwner,
-        _start: u64,
-        _end: u64,
-        _kind: i32,
-        _pid: u32,
-        reply: ReplyLock,
-    ) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn setlk(
-        &self,
-        _request: &Request,
-        _inode: INodeNo,
-        _handle: FileHandle,
-        _owner: LockOwner,
-        _start: u64,
-        _end: u64,
-        _kind: i32,
-        _pid: u32,
-        _waits: bool,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn bmap(
-        &self,
-        _request: &Request,
-        _inode: INodeNo,
-        _block_size: u32,
-        _block: u64,
-        reply: ReplyBmap,
-    ) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn poll(
-        &self,
-        _request: &Request,
-        _inode: INodeNo,
-        _handle: FileHandle,
-        _notifier: PollNotifier,
-        _events: PollEvents,
-        _flags: PollFlags,
-        reply: ReplyPoll,
-    ) {
         reply.error(Errno::ENOSYS);
     }
 
@@ -446,169 +385,39 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
-    fn copy_file_range(
-        &self,
-        _request: &Request,
-        _from: INodeNo,
-        _from_handle: FileHandle,
-        _from_offset: u64,
-        _to: INodeNo,
-        _to_handle: FileHandle,
-        _to_offset: u64,
-        _length: u64,
-        _flags: CopyFileRangeFlags,
-        reply: ReplyWrite,
-    ) {
-        reply.error(Errno::ENOSYS);
+    refuse! {
+        fsync(INodeNo, FileHandle, bool) ReplyEmpty = ENOSYS;
+        fsyncdir(INodeNo, FileHandle, bool) ReplyEmpty = ENOSYS;
+        getlk(INodeNo, FileHandle, LockOwner, u64, u64, i32, u32) ReplyLock = ENOSYS;
+        setlk(INodeNo, FileHandle, LockOwner, u64, u64, i32, u32, bool) ReplyEmpty = ENOSYS;
+        bmap(INodeNo, u32, u64) ReplyBmap = ENOSYS;
+        poll(INodeNo, FileHandle, PollNotifier, PollEvents, PollFlags) ReplyPoll = ENOSYS;
+        copy_file_range(
+            INodeNo, FileHandle, u64, INodeNo, FileHandle, u64, u64, CopyFileRangeFlags
+        ) ReplyWrite = ENOSYS;
     }
 
     // The mount is read-only: the kernel refuses the following requests by itself.
-
-    fn setattr(
-        &self,
-        _request: &Request,
-        _inode: INodeNo,
-        _mode: Option<u32>,
-        _uid: Option<u32>,
-        _gid: Option<u32>,
-        _size: Option<u64>,
-        _atime: Option<TimeOrNow>,
-        _mtime: Option<TimeOrNow>,
-        _ctime: Option<SystemTime>,
-        _handle: Option<FileHandle>,
-        _crtime: Option<SystemTime>,
-        _chgtime: Option<SystemTime>,
-        _bkuptime: Option<SystemTime>,
-        _flags: Option<BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
-        reply.error(Errno::EROFS);
-    }
-
-    fn mknod(
-        &self,
-        _request: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _mode: u32,
-        _umask: u32,
-        _device: u32,
-        reply: ReplyEntry,
-    ) {
-        reply.error(Errno::EROFS);
-    }
-
-    fn mkdir(
-        &self,
-        _request: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _mode: u32,
-        _umask: u32,
-        reply: ReplyEntry,
-    ) {
-        reply.error(Errno::EROFS);
-    }
-
-    fn unlink(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EROFS);
-    }
-
-    fn rmdir(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EROFS);
-    }
-
-    fn symlink(
-        &self,
-        _request: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _target: &Path,
-        reply: ReplyEntry,
-    ) {
-        reply.error(Errno::EROFS);
-    }
-
-    fn rename(
-        &self,
-        _request: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _new_parent: INodeNo,
-        _new_name: &OsStr,
-        _flags: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(Errno::EROFS);
-    }
-
-    fn link(
-        &self,
-        _request: &Request,
-        _inode: INodeNo,
-        _new_parent: INodeNo,
-        _new_name: &OsStr,
-        reply: ReplyEntry,
-    ) {
-        reply.error(Errno::EROFS);
-    }
-
-    fn create(
-        &self,
-        _request: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _mode: u32,
-        _umask: u32,
-        _flags: i32,
-        reply: ReplyCreate,
-    ) {
-        reply.error(Errno::EROFS);
-    }
-
-    fn write(
-        &self,
-        _request: &Request,
-        _inode: INodeNo,
-        _handle: FileHandle,
-        _offset: u64,
-        _data: &[u8],
-        _write_flags: WriteFlags,
-        _flags: OpenFlags,
-        _owner: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
-        reply.error(Errno::EROFS);
-    }
-
-    fn fallocate(
-        &self,
-        _request: &Request,
-        _inode: INodeNo,
-        _handle: FileHandle,
-        _offset: u64,
-        _length: u64,
-        _mode: i32,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(Errno::EROFS);
-    }
-
-    fn setxattr(
-        &self,
-        _request: &Request,
-        _inode: INodeNo,
-        _name: &OsStr,
-        _value: &[u8],
-        _flags: i32,
-        _position: u32,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(Errno::EROFS);
-    }
-
-    fn removexattr(&self, _request: &Request, _inode: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EROFS);
+    refuse! {
+        setattr(
+            INodeNo, Option<u32>, Option<u32>, Option<u32>, Option<u64>, Option<TimeOrNow>,
+            Option<TimeOrNow>, Option<SystemTime>, Option<FileHandle>, Option<SystemTime>,
+            Option<SystemTime>, Option<SystemTime>, Option<BsdFileFlags>
+        ) ReplyAttr = EROFS;
+        mknod(INodeNo, &OsStr, u32, u32, u32) ReplyEntry = EROFS;
+        mkdir(INodeNo, &OsStr, u32, u32) ReplyEntry = EROFS;
+        unlink(INodeNo, &OsStr) ReplyEmpty = EROFS;
+        rmdir(INodeNo, &OsStr) ReplyEmpty = EROFS;
+        symlink(INodeNo, &OsStr, &Path) ReplyEntry = EROFS;
+        rename(INodeNo, &OsStr, INodeNo, &OsStr, RenameFlags) ReplyEmpty = EROFS;
+        link(INodeNo, INodeNo, &OsStr) ReplyEntry = EROFS;
+        create(INodeNo, &OsStr, u32, u32, i32) ReplyCreate = EROFS;
+        write(
+            INodeNo, FileHandle, u64, &[u8], WriteFlags, OpenFlags, Option<LockOwner>
+        ) ReplyWrite = EROFS;
+        fallocate(INodeNo, FileHandle, u64, u64, i32) ReplyEmpty = EROFS;
+        setxattr(INodeNo, &OsStr, &[u8], i32, u32) ReplyEmpty = EROFS;
+        removexattr(INodeNo, &OsStr) ReplyEmpty = EROFS;
     }
 }
 

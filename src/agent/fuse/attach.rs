@@ -1,7 +1,6 @@
 //! Answers the kernel for a mount: the agent's own, or a temporary one.
 
 use std::io;
-use std::sync::Arc;
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -16,7 +15,7 @@ use crate::agent::layers::Layers;
 use crate::agent::layers::notify::Notifier;
 
 #[derive(Debug, thiserror::Error)]
-pub enum MountError {
+pub(crate) enum MountError {
     #[error(transparent)]
     Session(#[from] SessionError),
     #[error("mount not served")]
@@ -29,10 +28,10 @@ pub enum MountError {
 ///
 /// # Errors
 /// If the kernel's INIT request cannot be answered, or a thread cannot be started.
-pub fn attach(
+pub(crate) fn attach(
     device: &Device,
     mount: LayerMount,
-    layers: &Arc<Layers>,
+    layers: &Layers,
     config: &Config,
     runtime: Handle,
 ) -> Result<oneshot::Receiver<()>, MountError> {
@@ -41,8 +40,8 @@ pub fn attach(
         tracing::warn!(limit = ?limits.fresh, configured = ?config.read_timeout, "reads limited by fs.fuse.*_request_timeout");
     }
     let filesystem = match mount {
-        LayerMount::Full | LayerMount::NoXattr => FileSystem::new(Arc::clone(layers)),
-        LayerMount::Data => FileSystem::of_data(Arc::clone(layers)),
+        LayerMount::Full | LayerMount::NoXattr => FileSystem::new(layers),
+        LayerMount::Data => FileSystem::of_data(layers),
     };
     let adapter = Adapter::new(filesystem, mount, runtime, limits);
     let notifier = Notifier::new(device.duplicate()?);
@@ -63,8 +62,8 @@ pub fn attach(
         tracing::warn!(%error, "reads of an earlier process not resent; the kernel is older than Linux 6.9");
     }
     if mount == LayerMount::Data {
-        layers.erofs().set_device(device.number());
+        layers.drivers().erofs().set_device(device.number());
     }
-    layers.announce_to(mount, Some(notifier));
+    layers.kernel().announce_to(mount, Some(notifier));
     Ok(unmounted)
 }

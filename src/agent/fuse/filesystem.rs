@@ -9,11 +9,15 @@ use bytes::Bytes;
 use estargz::toc::{Kind, Time};
 
 use crate::agent::erofs;
+use crate::agent::erofs::Probe;
 use crate::agent::layer::Layer;
 use crate::agent::layer::fetch::FetchError;
 use crate::agent::layer::tree::{Attributes, FileId};
 use crate::agent::layers::Layers;
-use crate::agent::layers::mount::{Mount, ROOT_INODE};
+use crate::agent::layers::mount::Mount;
+use crate::agent::layers::recorder::Recorder;
+use crate::agent::layers::table::Table;
+use crate::agent::numbers::{Inode, LayerNumber};
 
 /// Pause before an unreachable registry is asked again. Each further pause is twice as long. The
 /// registry client has already tried several times before that.
@@ -23,13 +27,13 @@ const LAST_PAUSE: Duration = Duration::from_secs(4);
 /// takes to restart. A container whose image was withdrawn waits this long for its EIO.
 const REFUSED: Duration = Duration::from_secs(10);
 /// The inode of the data file that is not of a layer.
-pub const PROBE_INODE: u64 = u64::MAX;
+pub(crate) const PROBE_INODE: Inode = Inode(u64::MAX);
 /// Names read by one lookup in the root's listing.
 const ROOT_PAGE: usize = 256;
 
 /// The reason why an operation fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     #[error("no such file")]
     NotFound,
     #[error("not a directory")]
@@ -46,8 +50,10 @@ pub enum Error {
 
 /// A file system. Its answers block on the disk at most.
 #[derive(Debug, Clone)]
-pub struct FileSystem {
-    layers: Arc<Layers>,
+pub(crate) struct FileSystem {
+    table: Arc<Table>,
+    recorder: Arc<Recorder>,
+    probe: Arc<Probe>,
     view: View,
 }
 
@@ -61,9 +67,9 @@ enum View {
 
 /// A name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
+pub(crate) struct Listed {
     pub name: Vec<u8>,
-    pub inode: u64,
+    pub inode: Inode,
     pub attributes: Attributes,
     /// The position after this name, from which a listing continues.
     pub next: u64,
@@ -71,7 +77,7 @@ pub struct Listed {
 
 /// A file of a layer or its data file, opened for reading.
 #[derive(Debug, Clone)]
-pub struct Opened {
+pub(crate) struct Opened {
     layer: Arc<Layer>,
     content: Content,
 }
@@ -84,21 +90,28 @@ enum Content {
 
 impl FileSystem {
     /// Creates a file system with the layers' trees.
-    pub fn new(layers: Arc<Layers>) -> Self {
-        let view = View::Tree;
-        Self { layers, view }
+    pub(crate) fn new(layers: &Layers) -> Self {
+        Self::with(layers, View::Tree)
     }
 
     /// Creates a file system with the layers' data files.
-    pub fn of_data(layers: Arc<Layers>) -> Self {
-        let view = View::Data;
-        Self { layers, view }
+    pub(crate) fn of_data(layers: &Layers) -> Self {
+        Self::with(layers, View::Data)
     }
 
-    fn at(&self, inode: u64) -> Result<(Arc<Mount>, Arc<Layer>, FileId), Error> {
-        let (mount, id) = self.layers.at(inode).ok_or(Error::NotFound)?;
+    fn with(layers: &Layers, view: View) -> Self {
+        Self {
+            table: Arc::clone(layers.table()),
+            recorder: Arc::clone(layers.recorder()),
+            probe: Arc::clone(layers.drivers().probe()),
+            view,
+        }
+    }
+
+    fn at(&self, inode: Inode) -> Result<(Arc<Mount>, Arc<Layer>, FileId), Error> {
+        let (mount, id) = self.table.at(inode).ok_or(Error::NotFound)?;
         let layer = self
-            .layers
+            .table
             .layer(&mount)
             .map(Arc::clone)
             .map_err(|_logged_already| Error::Unreadable)?;
@@ -113,15 +126,15 @@ impl FileSystem {
             mode: 0o700,
             uid: 0,
             gid: 0,
-            links: u32::try_from(self.layers.len()).unwrap_or(u32::MAX - 2) + 2,
+            links: u32::try_from(self.table.len()).unwrap_or(u32::MAX - 2) + 2,
             size: 0,
             modified: Time::default(),
             device: (0, 0),
         }
     }
 
-    pub fn attributes(&self, inode: u64) -> Result<Attributes, Error> {
-        if inode == ROOT_INODE {
+    pub(crate) fn attributes(&self, inode: Inode) -> Result<Attributes, Error> {
+        if inode == Inode::ROOT {
             return Ok(self.root());
         }
         if self.view == View::Data {
@@ -132,11 +145,11 @@ impl FileSystem {
     }
 
     /// Returns the size of a data file. A layer that is mounted as EROFS need not be loaded.
-    fn data_size(&self, inode: u64) -> Result<u64, Error> {
+    fn data_size(&self, inode: Inode) -> Result<u64, Error> {
         if inode == PROBE_INODE {
             return Ok(erofs::PROBE_SIZE);
         }
-        let (mount, _) = self.layers.at(inode).ok_or(Error::NotFound)?;
+        let (mount, _) = self.table.at(inode).ok_or(Error::NotFound)?;
         match mount.record.data_size {
             Some(size) => Ok(size),
             None => Ok(self.at(inode)?.1.data().places().size()),
@@ -144,20 +157,20 @@ impl FileSystem {
     }
 
     /// Returns the content of the data file that is not of a layer. `None` if it cannot be read.
-    pub fn probe(&self) -> Option<&'static [u8]> {
-        self.layers.probe().content()
+    pub(crate) fn probe(&self) -> Option<&'static [u8]> {
+        self.probe.content()
     }
 
     /// Returns the inode with this name in a directory. `.` and `/` name any inode itself: the
     /// kernel looks up `.` for an inode that it has forgotten, and `/` because an entry that it
     /// found by a file handle has no other name.
-    pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<(u64, Attributes), Error> {
+    pub(crate) fn lookup(&self, parent: Inode, name: &[u8]) -> Result<(Inode, Attributes), Error> {
         let inode = if name == b"." || name == b"/" {
             parent
         } else if self.view == View::Data && name == erofs::PROBE.as_bytes() {
             PROBE_INODE
-        } else if parent == ROOT_INODE {
-            self.layers
+        } else if parent == Inode::ROOT {
+            self.table
                 .by_name(name)
                 .ok_or(Error::NotFound)?
                 .inode(FileId::ROOT)
@@ -170,14 +183,14 @@ impl FileSystem {
 
     /// Calls `take` with the names in a directory from `start` on, which is 0 or a name's `next`,
     /// until it returns false.
-    pub fn list(
+    pub(crate) fn list(
         &self,
-        inode: u64,
+        inode: Inode,
         start: u64,
         mut take: impl FnMut(Listed) -> bool,
     ) -> Result<(), Error> {
-        if inode == ROOT_INODE {
-            for mount in self.layers.after(start, ROOT_PAGE) {
+        if inode == Inode::ROOT {
+            for mount in self.table.after(LayerNumber(start), ROOT_PAGE) {
                 // A layer that cannot be read is not listed. A lookup of its name returns the
                 // error.
                 let inode = mount.inode(FileId::ROOT);
@@ -189,7 +202,7 @@ impl FileSystem {
                     name: number.to_string().into(),
                     inode,
                     attributes,
-                    next: number,
+                    next: number.0,
                 }) {
                     break;
                 }
@@ -223,7 +236,7 @@ impl FileSystem {
     }
 
     /// Returns the target of a symbolic link.
-    pub fn target(&self, inode: u64) -> Result<Vec<u8>, Error> {
+    pub(crate) fn target(&self, inode: Inode) -> Result<Vec<u8>, Error> {
         let (_, layer, id) = self.at(inode)?;
         layer
             .tree()
@@ -232,8 +245,8 @@ impl FileSystem {
             .ok_or(Error::Invalid)
     }
 
-    pub fn xattr(&self, inode: u64, name: &[u8]) -> Result<Vec<u8>, Error> {
-        if inode == ROOT_INODE || self.view == View::Data {
+    pub(crate) fn xattr(&self, inode: Inode, name: &[u8]) -> Result<Vec<u8>, Error> {
+        if inode == Inode::ROOT || self.view == View::Data {
             return Err(Error::NoAttribute);
         }
         let (_, layer, id) = self.at(inode)?;
@@ -245,8 +258,8 @@ impl FileSystem {
     }
 
     /// Returns the names of the extended attributes, each followed by a zero byte.
-    pub fn xattrs(&self, inode: u64) -> Result<Vec<u8>, Error> {
-        if inode == ROOT_INODE || self.view == View::Data {
+    pub(crate) fn xattrs(&self, inode: Inode) -> Result<Vec<u8>, Error> {
+        if inode == Inode::ROOT || self.view == View::Data {
             return Ok(Vec::new());
         }
         let (_, layer, id) = self.at(inode)?;
@@ -258,8 +271,8 @@ impl FileSystem {
     }
 
     /// Returns the regular file to read `length` bytes from at `offset`, and records the read.
-    pub fn read(&self, inode: u64, offset: u64, length: u64) -> Result<Opened, Error> {
-        if inode == ROOT_INODE {
+    pub(crate) fn read(&self, inode: Inode, offset: u64, length: u64) -> Result<Opened, Error> {
+        if inode == Inode::ROOT {
             return Err(Error::IsDirectory);
         }
         let (mount, layer, id) = self.at(inode)?;
@@ -269,13 +282,19 @@ impl FileSystem {
         }
         let id = regular(&layer, id)?;
         let part = || layer.chunks_at(id, offset, length);
-        self.layers.recorder().note(number, id, part);
+        self.recorder.note(number, id, part);
         let content = Content::File(id);
         Ok(Opened { layer, content })
     }
 
-    fn read_data(&self, number: u64, layer: Arc<Layer>, offset: u64, length: u64) -> Opened {
-        let recorder = self.layers.recorder();
+    fn read_data(
+        &self,
+        number: LayerNumber,
+        layer: Arc<Layer>,
+        offset: u64,
+        length: u64,
+    ) -> Opened {
+        let recorder = &self.recorder;
         if recorder.is_running() {
             for (id, part) in layer.files_at(offset..offset.saturating_add(length)) {
                 recorder.note(number, id, || Some(part.clone()));
@@ -286,9 +305,9 @@ impl FileSystem {
     }
 
     /// Returns the number of files and directories in all layers.
-    pub fn inodes(&self) -> u64 {
-        self.layers
-            .after(0, usize::MAX)
+    pub(crate) fn inodes(&self) -> u64 {
+        self.table
+            .all()
             .iter()
             .map(|mount| u64::from(mount.record.inodes))
             .sum()
@@ -320,7 +339,7 @@ fn data_file(size: u64) -> Attributes {
 
 impl Opened {
     /// Returns bytes from `offset` on, fewer at the file's end, if they are on this node.
-    pub fn read_held(&self, offset: u64, length: u64) -> Option<Bytes> {
+    pub(crate) fn read_held(&self, offset: u64, length: u64) -> Option<Bytes> {
         match self.content {
             Content::File(id) => self.layer.read_held(id, offset, length),
             Content::Data => self.layer.read_data_held(self.part(offset, length)),
@@ -348,7 +367,7 @@ impl Opened {
     ///
     /// # Errors
     /// If the registry does not have the bytes, denies access, or returns other bytes.
-    pub async fn read(&self, offset: u64, length: u64) -> Result<Bytes, FetchError> {
+    pub(crate) async fn read(&self, offset: u64, length: u64) -> Result<Bytes, FetchError> {
         let begun = Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
@@ -365,12 +384,12 @@ impl Opened {
     }
 
     /// Returns the bytes received for the file's layer so far.
-    pub fn received(&self) -> u64 {
+    pub(crate) fn received(&self) -> u64 {
         self.layer.traffic().received()
     }
 
     /// Returns the layer's digest, for the log.
-    pub fn layer(&self) -> &crate::oci::Digest {
+    pub(crate) fn layer(&self) -> &crate::oci::Digest {
         &self.layer.blob().digest
     }
 }

@@ -7,11 +7,14 @@
 mod adapter;
 mod attach;
 mod attributes;
-pub mod filesystem;
+pub(crate) mod filesystem;
 mod init;
 mod patience;
-pub mod request_timeout;
+mod refused;
+pub(crate) mod request_timeout;
 mod session;
+#[cfg(test)]
+mod tests;
 
-pub use attach::{MountError, attach};
-pub use session::Device;
+pub(crate) use attach::{MountError, attach};
+pub(crate) use session::Device;

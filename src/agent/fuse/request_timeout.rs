@@ -11,7 +11,7 @@ const MAX: &str = "/proc/sys/fs/fuse/max_request_timeout";
 const MAX_BACKGROUND: u16 = 128;
 
 /// Returns the limit of a connection that is made now, or `None` if the kernel waits forever.
-pub fn current() -> Option<Duration> {
+pub(crate) fn current() -> Option<Duration> {
     let read = |path| fs::read_to_string(path).ok()?.trim().parse().ok();
     combined(read(DEFAULT).unwrap_or(0), read(MAX).unwrap_or(0))
 }
@@ -32,7 +32,7 @@ const MOST: u32 = 10;
 
 /// How long answers to reads may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ReadLimits {
+pub(crate) struct ReadLimits {
     /// How long a read may wait without bytes arriving.
     pub fresh: Duration,
     /// How long a read may take in all.
@@ -48,7 +48,7 @@ pub struct ReadLimits {
 impl ReadLimits {
     /// Half of the kernel's limit is for a read, a quarter for a restart of the agent, and the rest
     /// for the same read sent again.
-    pub fn new(configured: Duration, kernel: Option<Duration>) -> Self {
+    pub(crate) fn new(configured: Duration, kernel: Option<Duration>) -> Self {
         let most = configured * MOST;
         let Some(limit) = kernel else {
             let (fresh, most_fresh) = (configured, most);

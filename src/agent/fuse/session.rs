@@ -34,14 +34,14 @@ const SOURCE: &str = "starlift";
 
 /// The device of a mount, and the kernel's INIT request to it.
 #[derive(Debug)]
-pub struct Device {
+pub(crate) struct Device {
     fd: OwnedFd,
     saved: Saved,
     is_new: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum SessionError {
+pub(crate) enum SessionError {
     #[error("/dev/fuse not opened")]
     Open(#[source] io::Error),
     #[error("{path} not mounted")]
@@ -57,7 +57,7 @@ pub enum SessionError {
 impl Device {
     /// Mounts the file system on `at`, also in the place of a dead mount. `saved` is the file for
     /// its INIT.
-    pub fn mount(at: &Path, saved: &Path) -> Result<Self, SessionError> {
+    pub(crate) fn mount(at: &Path, saved: &Path) -> Result<Self, SessionError> {
         let failed = |source: io::Error| SessionError::Mount {
             path: at.to_owned(),
             source,
@@ -110,7 +110,7 @@ impl Device {
     ///
     /// # Errors
     /// If the kernel has ended the connection, or its saved state cannot be read.
-    pub fn adopt(fd: OwnedFd, saved: &Path) -> Result<Self, SessionError> {
+    pub(crate) fn adopt(fd: OwnedFd, saved: &Path) -> Result<Self, SessionError> {
         if !is_connected(&fd).map_err(|error| SessionError::Init(error.into()))? {
             return Err(SessionError::Ended);
         }
@@ -122,28 +122,28 @@ impl Device {
     }
 
     /// The device number of the file system.
-    pub fn number(&self) -> u64 {
+    pub(crate) fn number(&self) -> u64 {
         self.saved.device
     }
 
     /// Returns the time after which an unanswered request ends the connection, if there is a limit.
-    pub fn request_timeout(&self) -> Option<Duration> {
+    pub(crate) fn request_timeout(&self) -> Option<Duration> {
         (self.saved.timeout > 0).then(|| Duration::from_millis(self.saved.timeout))
     }
 
     /// Whether the mount was made by this process.
-    pub fn is_new(&self) -> bool {
+    pub(crate) fn is_new(&self) -> bool {
         self.is_new
     }
 
     /// Returns a duplicate of the device's descriptor.
-    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
         Ok(fcntl_dupfd_cloexec(&self.fd, 0)?)
     }
 
     /// Creates a session in which `filesystem` answers the kernel. Requests that an earlier process
     /// left unanswered are not sent again by this.
-    pub fn serve<F: Filesystem>(
+    pub(crate) fn serve<F: Filesystem>(
         &self,
         filesystem: F,
         threads: NonZeroUsize,

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// The content of a layer's files.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Measure {
+pub(crate) struct Measure {
     pub bytes: u64,
     pub held_bytes: u64,
     pub held_chunks: u64,

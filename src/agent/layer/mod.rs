@@ -1,11 +1,17 @@
 //! Reads files of one layer, from its data file or else from the registry.
 
+#[expect(
+    unreachable_pub,
+    reason = "the models compile these files into a library of their own"
+)]
 pub mod data;
-pub mod fetch;
-pub mod measure;
-pub mod opening;
-pub mod spec;
-pub mod tree;
+pub(crate) mod fetch;
+pub(crate) mod measure;
+pub(crate) mod opening;
+pub(crate) mod spec;
+#[cfg(test)]
+mod tests;
+pub(crate) mod tree;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -43,7 +49,7 @@ const MAX_KEPT: u64 = 16 << 20;
 
 /// A layer: its tree, and the source of its files' content.
 #[derive(Debug)]
-pub struct Layer {
+pub(crate) struct Layer {
     transfer: Transfer,
     fetcher: Fetcher,
     readers: Mutex<Vec<Reader>>,
@@ -58,7 +64,7 @@ struct Reader {
 }
 
 impl Layer {
-    pub fn new(data: Arc<LayerData>, blob: Blob, fetcher: Fetcher) -> Self {
+    pub(crate) fn new(data: Arc<LayerData>, blob: Blob, fetcher: Fetcher) -> Self {
         let (blob, traffic) = (Arc::new(blob), Arc::default());
         Self {
             transfer: Transfer {
@@ -75,7 +81,7 @@ impl Layer {
     /// Returns the layer with its origin known: the Starlift server `peer`, or another registry if
     /// `None`.
     #[must_use]
-    pub fn given_by(self, peer: Option<Peer>) -> Self {
+    pub(crate) fn given_by(self, peer: Option<Peer>) -> Self {
         Self {
             peer: OnceCell::new_with(Some(peer)),
             ..self
@@ -84,7 +90,7 @@ impl Layer {
 
     /// Returns the Starlift server that serves the layer, or `None` if another registry does. Asks
     /// the registry if that is not known yet.
-    pub async fn peer(&self) -> Option<Peer> {
+    pub(crate) async fn peer(&self) -> Option<Peer> {
         let Blob {
             source,
             repository,
@@ -105,30 +111,30 @@ impl Layer {
             .flatten()
     }
 
-    pub fn tree(&self) -> &Tree {
+    pub(crate) fn tree(&self) -> &Tree {
         self.data().tree()
     }
 
     /// Returns the data file, which all mounts of the layer share.
-    pub fn data(&self) -> &Arc<LayerData> {
+    pub(crate) fn data(&self) -> &Arc<LayerData> {
         &self.transfer.data
     }
 
-    pub fn blob(&self) -> &Blob {
+    pub(crate) fn blob(&self) -> &Blob {
         &self.transfer.blob
     }
 
-    pub fn fetcher(&self) -> &Fetcher {
+    pub(crate) fn fetcher(&self) -> &Fetcher {
         &self.fetcher
     }
 
-    pub fn traffic(&self) -> &Traffic {
+    pub(crate) fn traffic(&self) -> &Traffic {
         &self.transfer.traffic
     }
 
     /// Returns bytes of a regular file, fewer at its end, if they are all on this node. Returns
     /// `None` also if there is no regular file with this ID. Blocks on the disk at most.
-    pub fn read_held(&self, id: FileId, offset: u64, length: u64) -> Option<Bytes> {
+    pub(crate) fn read_held(&self, id: FileId, offset: u64, length: u64) -> Option<Bytes> {
         match self.tree().content(id)? {
             Content::Bytes(bytes) => Some(cut(bytes, offset, length)),
             Content::Chunks(node) => self.read_data_held(self.place(node, offset, length)),
@@ -141,7 +147,12 @@ impl Layer {
     ///
     /// # Errors
     /// If the registry does not return the chunks' bytes.
-    pub async fn read(&self, id: FileId, offset: u64, length: u64) -> Result<Bytes, FetchError> {
+    pub(crate) async fn read(
+        &self,
+        id: FileId,
+        offset: u64,
+        length: u64,
+    ) -> Result<Bytes, FetchError> {
         match self.tree().content(id) {
             Some(Content::Chunks(node)) => self.read_data(self.place(node, offset, length)).await,
             Some(Content::Bytes(bytes)) => Ok(cut(bytes, offset, length)),
@@ -160,7 +171,7 @@ impl Layer {
 
     /// Returns bytes of the data file, if they are all on this node. Padding and holes are zeros.
     /// Blocks on the disk at most.
-    pub fn read_data_held(&self, bytes: Range<u64>) -> Option<Bytes> {
+    pub(crate) fn read_data_held(&self, bytes: Range<u64>) -> Option<Bytes> {
         if let Some(content) = self.data().read(bytes.clone()) {
             return Some(content);
         }
@@ -189,7 +200,7 @@ impl Layer {
     ///
     /// # Errors
     /// If the registry does not return the chunks' bytes.
-    pub async fn read_data(&self, bytes: Range<u64>) -> Result<Bytes, FetchError> {
+    pub(crate) async fn read_data(&self, bytes: Range<u64>) -> Result<Bytes, FetchError> {
         let mut content = BytesMut::new();
         let mut at = bytes.start;
         while at < bytes.end {
@@ -239,7 +250,7 @@ impl Layer {
     }
 
     /// Returns the range of the file that is covered by the chunks that hold these bytes.
-    pub fn chunks_at(&self, id: FileId, offset: u64, length: u64) -> Option<Range<u64>> {
+    pub(crate) fn chunks_at(&self, id: FileId, offset: u64, length: u64) -> Option<Range<u64>> {
         let Content::Chunks(node) = self.tree().content(id)? else {
             return None;
         };
@@ -250,7 +261,7 @@ impl Layer {
 
     /// Returns the files that have content in these bytes of the data file, each with the range of
     /// the file that is covered by the chunks that hold them.
-    pub fn files_at(&self, bytes: Range<u64>) -> Vec<(FileId, Range<u64>)> {
+    pub(crate) fn files_at(&self, bytes: Range<u64>) -> Vec<(FileId, Range<u64>)> {
         let mut files: Vec<(FileId, Range<u64>)> = Vec::new();
         for piece in self.pieces(bytes) {
             let chunk = self.tree().toc().chunk(piece.number);
@@ -345,7 +356,7 @@ impl Layer {
     ///
     /// # Errors
     /// If a chunk could not be fetched. Returned only after all the others have arrived or failed.
-    pub async fn hold(
+    pub(crate) async fn hold(
         &self,
         numbers: impl Iterator<Item = u32>,
         reason: Reason,
@@ -356,7 +367,7 @@ impl Layer {
 
     /// Stores the chunks that lie in `bytes`, which begin at offset `start` of the blob, except
     /// those that would inflate to many times their size. Blocking.
-    pub fn keep(&self, start: u64, bytes: &[u8]) {
+    pub(crate) fn keep(&self, start: u64, bytes: &[u8]) {
         let end = start + bytes.len() as u64;
         let toc = self.tree().toc();
         let count = u32::try_from(toc.chunk_count()).unwrap_or(u32::MAX);
@@ -387,7 +398,7 @@ impl Layer {
     }
 
     /// Returns the size of the files' content, and how much of it is on this node's disk.
-    pub fn measure(&self) -> Measure {
+    pub(crate) fn measure(&self) -> Measure {
         let (bytes, held_bytes) = self.data().content_bytes();
         let (_, held_chunks) = self.data().chunk_counts();
         Measure {

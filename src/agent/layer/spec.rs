@@ -31,7 +31,7 @@ const DIALECTS: [Dialect; 2] = [
 
 /// A layer of an image in a registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LayerSpec {
+pub(crate) struct LayerSpec {
     /// The image reference, as the client writes it: `registry.example/app:1`.
     pub reference: String,
     pub digest: Digest,
@@ -47,7 +47,7 @@ pub struct LayerSpec {
 
 /// The reason why labels do not describe a layer.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SpecError {
+pub(crate) enum SpecError {
     #[error("no labels with image and layer")]
     Absent,
     #[error("label {label:?} is not a digest: {source}")]
@@ -59,7 +59,7 @@ pub enum SpecError {
 
 impl LayerSpec {
     /// Reads the labels of a Prepare. The layer's own digests must be valid if they are present.
-    pub fn from_labels(labels: &Labels) -> Result<Self, SpecError> {
+    pub(crate) fn from_labels(labels: &Labels) -> Result<Self, SpecError> {
         let is_complete = |dialect: &&Dialect| {
             labels.contains_key(dialect.reference) && labels.contains_key(dialect.digest)
         };

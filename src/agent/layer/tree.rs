@@ -26,15 +26,15 @@ const DIRECTORY_SIZE: u64 = 4096;
 /// A file or directory of a layer. Its number is the TOC's node number; the state directory and its
 /// file have the two numbers after those.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct FileId(pub u32);
+pub(crate) struct FileId(pub u32);
 
 impl FileId {
-    pub const ROOT: Self = Self(0);
+    pub(crate) const ROOT: Self = Self(0);
 }
 
 /// The tree of one layer.
 #[derive(Debug)]
-pub struct Tree {
+pub(crate) struct Tree {
     toc: Toc,
     whiteouts: HashSet<u32>,
     opaque: HashSet<u32>,
@@ -45,7 +45,7 @@ pub struct Tree {
 
 /// The reason why a layer cannot be mounted lazily.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TreeError {
+pub(crate) enum TreeError {
     #[error("{0:?} is a hard link to a file of a lower layer")]
     LinkOutside(String),
     #[error("{0:?} is a whiteout with several names")]
@@ -54,7 +54,7 @@ pub enum TreeError {
 
 /// The attributes that `stat` returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Attributes {
+pub(crate) struct Attributes {
     pub kind: Kind,
     /// Permission bits, set-uid, set-gid and sticky.
     pub mode: u16,
@@ -69,7 +69,7 @@ pub struct Attributes {
 
 /// A name in a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry<'a> {
+pub(crate) struct Entry<'a> {
     pub name: &'a [u8],
     pub id: FileId,
     /// The position after this entry, from which a listing continues.
@@ -78,7 +78,7 @@ pub struct Entry<'a> {
 
 /// The place of a regular file's content.
 #[derive(Debug)]
-pub enum Content<'a> {
+pub(crate) enum Content<'a> {
     /// In the layer's chunks.
     Chunks(Node<'a>),
     /// In memory.
@@ -92,7 +92,7 @@ impl Tree {
     /// # Errors
     /// If the layer alone does not define a file: a hard link to a lower layer, or a
     /// whiteout with several names.
-    pub fn new(toc: Toc, state_name: &str, state: Vec<u8>) -> Result<Self, TreeError> {
+    pub(crate) fn new(toc: Toc, state_name: &str, state: Vec<u8>) -> Result<Self, TreeError> {
         let (mut whiteouts, mut opaque) = (HashSet::new(), HashSet::new());
         for directory in nodes(&toc).filter(|node| node.kind() == Kind::Directory) {
             for (name, node) in directory.children() {
@@ -122,26 +122,21 @@ impl Tree {
 
     /// Returns the tree with the memory that was reserved for it.
     #[must_use]
-    pub fn with_weight(self, weight: Option<Weight>) -> Self {
+    pub(crate) fn with_weight(self, weight: Option<Weight>) -> Self {
         Self {
             _weight: weight,
             ..self
         }
     }
 
-    pub fn toc(&self) -> &Toc {
+    pub(crate) fn toc(&self) -> &Toc {
         &self.toc
     }
 
     /// Returns the number of files and directories. Their IDs are lower than it.
-    pub fn len(&self) -> u32 {
+    pub(crate) fn len(&self) -> u32 {
         // The TOC reader's limit on names keeps it far below `u32::MAX`.
         u32::try_from(self.toc.len()).unwrap_or(u32::MAX - 2) + 2
-    }
-
-    /// Returns false: a tree has at least a root.
-    pub fn is_empty(&self) -> bool {
-        false
     }
 
     fn state_directory(&self) -> FileId {
@@ -152,7 +147,7 @@ impl Tree {
         FileId(self.len() - 1)
     }
 
-    pub fn attributes(&self, id: FileId) -> Option<Attributes> {
+    pub(crate) fn attributes(&self, id: FileId) -> Option<Attributes> {
         let root = self.toc.root();
         let own = |kind, mode, links, size| Attributes {
             kind,
@@ -199,7 +194,7 @@ impl Tree {
     }
 
     /// Returns the file called `name` in a directory.
-    pub fn lookup(&self, parent: FileId, name: &[u8]) -> Option<FileId> {
+    pub(crate) fn lookup(&self, parent: FileId, name: &[u8]) -> Option<FileId> {
         if parent == self.state_directory() {
             return (name == self.state_name).then_some(self.state_file());
         }
@@ -217,7 +212,11 @@ impl Tree {
     }
 
     /// Returns the entries of a directory from `start` on, which is 0 or an entry's `next`.
-    pub fn entries(&self, directory: FileId, start: usize) -> impl Iterator<Item = Entry<'_>> {
+    pub(crate) fn entries(
+        &self,
+        directory: FileId,
+        start: usize,
+    ) -> impl Iterator<Item = Entry<'_>> {
         let node = self.toc.node(NodeId(directory.0));
         let children = node
             .into_iter()
@@ -244,13 +243,13 @@ impl Tree {
     }
 
     /// Returns the target of a symbolic link.
-    pub fn target(&self, id: FileId) -> Option<&[u8]> {
+    pub(crate) fn target(&self, id: FileId) -> Option<&[u8]> {
         let node = self.toc.node(NodeId(id.0))?;
         (node.kind() == Kind::Symlink).then(|| node.target())
     }
 
     /// Returns the content of a regular file.
-    pub fn content(&self, id: FileId) -> Option<Content<'_>> {
+    pub(crate) fn content(&self, id: FileId) -> Option<Content<'_>> {
         if id == self.state_file() {
             return Some(Content::Bytes(&self.state));
         }
@@ -260,7 +259,7 @@ impl Tree {
     }
 
     /// Returns the regular file at a path in the layer. Does not follow symbolic links.
-    pub fn file(&self, path: &str) -> Option<FileId> {
+    pub(crate) fn file(&self, path: &str) -> Option<FileId> {
         let id = path.split('/').try_fold(FileId::ROOT, |directory, name| {
             self.lookup(directory, name.as_bytes())
         })?;
@@ -269,7 +268,7 @@ impl Tree {
 
     /// Returns the paths of `files`. A file with several names gets the first one: the entry that
     /// comes first in the layer carries the content.
-    pub fn paths(&self, files: &HashSet<FileId>) -> HashMap<FileId, Vec<u8>> {
+    pub(crate) fn paths(&self, files: &HashSet<FileId>) -> HashMap<FileId, Vec<u8>> {
         let mut paths = HashMap::new();
         let entries = self
             .toc
@@ -282,7 +281,7 @@ impl Tree {
     }
 
     /// Returns the value of an extended attribute.
-    pub fn xattr(&self, id: FileId, name: &[u8]) -> Option<&[u8]> {
+    pub(crate) fn xattr(&self, id: FileId, name: &[u8]) -> Option<&[u8]> {
         if OPAQUE_XATTRS.contains(&name) {
             return self.opaque.contains(&id.0).then_some(b"y");
         }
@@ -293,7 +292,7 @@ impl Tree {
 
     /// Returns the extended attributes that the image set. The attributes that this tree adds for
     /// overlayfs are not among them.
-    pub fn xattrs(&self, id: FileId) -> impl Iterator<Item = (&[u8], &[u8])> {
+    pub(crate) fn xattrs(&self, id: FileId) -> impl Iterator<Item = (&[u8], &[u8])> {
         let node = self
             .toc
             .node(NodeId(id.0))
@@ -306,14 +305,14 @@ impl Tree {
     }
 
     /// Whether any file has an extended attribute. The mark of an opaque directory counts as one.
-    pub fn has_xattrs(&self) -> bool {
+    pub(crate) fn has_xattrs(&self) -> bool {
         let is_image = |node: Node<'_>| self.xattrs(FileId(node.id().0)).next().is_some();
         !self.opaque.is_empty() || nodes(&self.toc).any(is_image)
     }
 
     /// Returns the number of the first chunk that the layer's author does not want prefetched. 0 if
     /// there is no landmark.
-    pub fn prefetched(&self) -> u32 {
+    pub(crate) fn prefetched(&self) -> u32 {
         let landmark = self.toc.root().child(PREFETCH_LANDMARK);
         landmark.map_or(0, |node| node.chunk_numbers().start)
     }

@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::records::Record;
 use crate::agent::layer::Layer;
+use crate::agent::layer::opening::remote::TocDigest;
 use crate::agent::layer::tree::FileId;
-
-/// The inode of the file system's root, which holds the layers' directories.
-pub const ROOT_INODE: u64 = 1;
+use crate::agent::numbers::{Inode, LayerNumber};
+use crate::oci::Digest;
 
 /// Pause before a layer that could not be read from disk is tried again: the fault may have been
 /// temporary.
@@ -22,7 +22,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 
 /// A layer's directory.
 #[derive(Debug)]
-pub struct Mount {
+pub(crate) struct Mount {
     pub record: Record,
     /// After a restart of the agent, read from disk at the first use.
     layer: OnceLock<Arc<Layer>>,
@@ -35,7 +35,7 @@ pub struct Mount {
 }
 
 impl Mount {
-    pub fn new(record: Record, layer: Option<Arc<Layer>>) -> Self {
+    pub(crate) fn new(record: Record, layer: Option<Arc<Layer>>) -> Self {
         let (cell, was_used) = (OnceLock::new(), AtomicBool::new(layer.is_none()));
         if let Some(layer) = layer {
             // The cell is new, so it is empty.
@@ -52,18 +52,18 @@ impl Mount {
 
     /// Marks the layer as used by a container. Returns whether this is certainly the first one: a
     /// layer that was mounted by an earlier agent may have been used.
-    pub fn mark_used(&self) -> bool {
+    pub(crate) fn mark_used(&self) -> bool {
         !self.was_used.swap(true, Ordering::Relaxed)
     }
 
     /// Whether a container may have used the layer.
-    pub fn was_used(&self) -> bool {
+    pub(crate) fn was_used(&self) -> bool {
         self.was_used.load(Ordering::Relaxed)
     }
 
     /// Returns the layer. The first caller runs `load` to read it from disk, while others wait. A
     /// failure is returned again for a few seconds.
-    pub fn layer(
+    pub(crate) fn layer(
         &self,
         load: impl FnOnce(&Record) -> Result<Arc<Layer>, String>,
     ) -> Result<&Arc<Layer>, String> {
@@ -90,7 +90,7 @@ impl Mount {
     }
 
     /// Returns the layer or the reason why there is none, if either is known.
-    pub fn loaded(&self) -> Option<Result<&Arc<Layer>, String>> {
+    pub(crate) fn loaded(&self) -> Option<Result<&Arc<Layer>, String>> {
         if let Some(layer) = self.layer.get() {
             return Some(Ok(layer));
         }
@@ -100,51 +100,62 @@ impl Mount {
     }
 
     /// The inode of a file of the layer.
-    pub fn inode(&self, id: FileId) -> u64 {
-        self.record.inode + u64::from(id.0)
+    pub(crate) fn inode(&self, id: FileId) -> Inode {
+        Inode(self.record.inode.0 + u64::from(id.0))
     }
 }
 
 /// All mounted layers.
 #[derive(Debug, Default)]
-pub struct Mounts {
-    by_number: BTreeMap<u64, Arc<Mount>>,
-    by_inode: BTreeMap<u64, Arc<Mount>>,
+pub(crate) struct Mounts {
+    by_number: BTreeMap<LayerNumber, Arc<Mount>>,
+    by_inode: BTreeMap<Inode, Arc<Mount>>,
 }
 
 impl Mounts {
-    pub fn insert(&mut self, mount: Arc<Mount>) {
+    pub(crate) fn insert(&mut self, mount: Arc<Mount>) {
         self.by_inode.insert(mount.record.inode, Arc::clone(&mount));
         self.by_number.insert(mount.record.number, mount);
     }
 
-    pub fn remove(&mut self, number: u64) -> Option<Arc<Mount>> {
+    pub(crate) fn remove(&mut self, number: LayerNumber) -> Option<Arc<Mount>> {
         let mount = self.by_number.remove(&number)?;
         self.by_inode.remove(&mount.record.inode);
         Some(mount)
     }
 
-    pub fn get(&self, number: u64) -> Option<&Arc<Mount>> {
+    pub(crate) fn get(&self, number: LayerNumber) -> Option<&Arc<Mount>> {
         self.by_number.get(&number)
     }
 
     /// Returns the layer that has the inode, and the file of the layer with this inode.
-    pub fn at(&self, inode: u64) -> Option<(&Arc<Mount>, FileId)> {
+    pub(crate) fn at(&self, inode: Inode) -> Option<(&Arc<Mount>, FileId)> {
         let (first, mount) = self.by_inode.range(..=inode).next_back()?;
-        let id = u32::try_from(inode - first)
+        let id = u32::try_from(inode.0 - first.0)
             .ok()
             .filter(|id| *id < mount.record.inodes)?;
         Some((mount, FileId(id)))
     }
 
     /// The mounts with numbers above `number`, in order.
-    pub fn after(&self, number: u64) -> impl Iterator<Item = &Arc<Mount>> {
+    pub(crate) fn after(&self, number: LayerNumber) -> impl Iterator<Item = &Arc<Mount>> {
         self.by_number
             .range((Bound::Excluded(number), Bound::Unbounded))
             .map(|(_, mount)| mount)
     }
 
-    pub fn all(&self) -> impl ExactSizeIterator<Item = &Arc<Mount>> {
+    /// Returns the mounts of the layer with this TOC.
+    pub(crate) fn of(
+        &self,
+        digest: &Digest,
+        toc_digest: &TocDigest,
+    ) -> impl Iterator<Item = &Arc<Mount>> {
+        self.all().filter(move |mount| {
+            mount.record.digest == *digest && mount.record.toc_digest == *toc_digest
+        })
+    }
+
+    pub(crate) fn all(&self) -> impl ExactSizeIterator<Item = &Arc<Mount>> {
         self.by_number.values()
     }
 }
@@ -152,14 +163,12 @@ impl Mounts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::layer::opening::remote::TocDigest;
-    use crate::oci::Digest;
 
     fn mount(number: u64, inode: u64, inodes: u32) -> Arc<Mount> {
         let digest = Digest::sha256_of(b"layer");
         let record = Record {
-            number,
-            inode,
+            number: LayerNumber(number),
+            inode: Inode(inode),
             inodes,
             reference: "registry.example/app:1".to_owned(),
             digest: digest.clone(),
@@ -179,24 +188,24 @@ mod tests {
         mounts.insert(mount(3, 20, 5));
         let at = |mounts: &Mounts, inode| {
             mounts
-                .at(inode)
-                .map(|(mount, id)| (mount.record.number, id.0))
+                .at(Inode(inode))
+                .map(|(mount, id)| (mount.record.number.0, id.0))
         };
-        assert_eq!(at(&mounts, ROOT_INODE), None);
+        assert_eq!(at(&mounts, Inode::ROOT.0), None);
         assert_eq!(
             [2, 11, 12, 14].map(|inode| at(&mounts, inode)),
             [Some((1, 0)), Some((1, 9)), Some((2, 0)), Some((2, 2))]
         );
         assert_eq!([15, 19, 25].map(|inode| at(&mounts, inode)), [None; 3]);
-        assert!(mounts.remove(2).is_some() && mounts.remove(2).is_none());
+        assert!(mounts.remove(LayerNumber(2)).is_some() && mounts.remove(LayerNumber(2)).is_none());
         assert_eq!(
             [12, 20].map(|inode| at(&mounts, inode)),
             [None, Some((3, 0))]
         );
         assert_eq!(
             mounts
-                .after(1)
-                .map(|mount| mount.record.number)
+                .after(LayerNumber(1))
+                .map(|mount| mount.record.number.0)
                 .collect::<Vec<_>>(),
             [3]
         );

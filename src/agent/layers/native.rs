@@ -15,8 +15,10 @@ use tokio::time::Instant;
 
 use super::Layers;
 use super::mount::Mount;
+use super::table::Table;
+use crate::agent::erofs::ErofsMounts;
 use crate::agent::layer::Layer;
-use crate::agent::layer::data::{Checked, LayerData};
+use crate::agent::layer::data::{Checked, DataStore, LayerData};
 use crate::agent::layer::fetch::Reason;
 use crate::agent::snapshots::Snapshots;
 use crate::telemetry::log::chain;
@@ -32,16 +34,23 @@ const BREATH: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// Makes layers native, and serves them again when the disk is full or content is damaged.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Natives {
-    layers: Arc<Layers>,
+    table: Arc<Table>,
+    erofs: Arc<ErofsMounts>,
+    store: Arc<DataStore>,
     /// They know which layers containers use.
     snapshots: Arc<Snapshots>,
 }
 
 impl Natives {
-    pub(crate) fn new(layers: Arc<Layers>, snapshots: Arc<Snapshots>) -> Self {
-        Self { layers, snapshots }
+    pub(crate) fn new(layers: &Layers, snapshots: Arc<Snapshots>) -> Self {
+        Self {
+            table: Arc::clone(layers.table()),
+            erofs: Arc::clone(layers.drivers().erofs()),
+            store: Arc::clone(layers.fetcher().store()),
+            snapshots,
+        }
     }
 
     /// Does all that is to be done with native layers. Does not return.
@@ -69,15 +78,12 @@ impl Natives {
 
     /// Releases the native layers that are to be evicted. Does not return.
     async fn keep_limits(&self) {
-        let store = self.layers.fetcher().store();
         loop {
-            let wanted = store.wanted().await;
-            let (layers, snapshots) = (Arc::clone(&self.layers), Arc::clone(&self.snapshots));
+            let wanted = self.store.wanted().await;
+            let own = self.clone();
             let work = move || {
-                wanted
-                    .iter()
-                    .for_each(|data| release(&layers, &snapshots, data));
-                layers.fetcher().store().keep_limits();
+                wanted.iter().for_each(|data| own.release(data));
+                own.store.keep_limits();
             };
             if let Err(error) = spawn_blocking(work).await {
                 tracing::error!(%error, "native layers not released");
@@ -89,21 +95,21 @@ impl Natives {
 
     /// Returns the layers that are mounted as EROFS.
     fn all(&self) -> Vec<Arc<Mount>> {
-        let mut all = self.layers.after(0, usize::MAX);
+        let mut all = self.table.all();
         all.retain(|mount| mount.record.data_size.is_some());
         all
     }
 
     async fn load(&self, mount: &Arc<Mount>) -> Option<Arc<Layer>> {
-        let (layers, mount) = (Arc::clone(&self.layers), Arc::clone(mount));
+        let (table, mount) = (Arc::clone(&self.table), Arc::clone(mount));
         // A layer that cannot be read is reported where that is noticed.
-        let load = move || layers.layer(&mount).ok().cloned();
+        let load = move || table.layer(&mount).ok().cloned();
         spawn_blocking(load).await.ok().flatten()
     }
 
     /// Compares all content of a complete layer with its digests, slowly.
     async fn check(&self, mount: &Arc<Mount>, layer: &Arc<Layer>) {
-        let is_native = self.layers.erofs().is_native(mount.record.number);
+        let is_native = self.erofs.is_native(mount.record.number);
         if !is_native && !layer.data().is_complete() {
             return;
         }
@@ -125,12 +131,12 @@ impl Natives {
     /// Serves a native layer that has lost content, fetches the content, and makes it native again.
     async fn heal(&self, mount: &Arc<Mount>, layer: &Arc<Layer>) {
         let number = mount.record.number;
-        if !self.layers.erofs().is_native(number) || layer.data().is_complete() {
+        if !self.erofs.is_native(number) || layer.data().is_complete() {
             return;
         }
-        let (layers, data) = (Arc::clone(&self.layers), Arc::clone(layer.data()));
+        let (erofs, data) = (Arc::clone(&self.erofs), Arc::clone(layer.data()));
         let work = move || {
-            let is_served = layers.erofs().make_served(number);
+            let is_served = erofs.make_served(number);
             is_served.then(|| data.missing())
         };
         let Ok(Some(missing)) = spawn_blocking(work).await else {
@@ -139,45 +145,44 @@ impl Natives {
         let (chunks, digest) = (missing.len(), &mount.record.digest);
         match layer.hold(missing.into_iter(), Reason::Background).await {
             Ok(()) => {
-                tracing::info!(number, layer = %digest, chunks, "damaged content fetched again");
+                tracing::info!(%number, layer = %digest, chunks, "damaged content fetched again");
                 self.make_native(mount, layer).await;
             }
             Err(error) => {
-                tracing::warn!(number, layer = %digest, chunks, error = chain(&error), "damaged content not fetched; it is fetched when it is read");
+                tracing::warn!(%number, layer = %digest, chunks, error = chain(&error), "damaged content not fetched; it is fetched when it is read");
             }
         }
     }
 
     async fn make_native(&self, mount: &Arc<Mount>, layer: &Arc<Layer>) {
         let number = mount.record.number;
-        let (layers, data) = (Arc::clone(&self.layers), Arc::clone(layer.data()));
-        let work = move || layers.erofs().make_native(number, &data);
+        let (erofs, data) = (Arc::clone(&self.erofs), Arc::clone(layer.data()));
+        let work = move || erofs.make_native(number, &data);
         if let Err(error) = spawn_blocking(work).await {
-            tracing::error!(number, %error, "complete layer not mounted over its data file");
+            tracing::error!(%number, %error, "complete layer not mounted over its data file");
         }
     }
-}
 
-/// Serves the mounts of a native layer again, unless a container uses one of them. Blocking.
-fn release(layers: &Layers, snapshots: &Snapshots, data: &LayerData) {
-    let mut mounts = layers.after(0, usize::MAX);
-    mounts.retain(|mount| mount.record.data_name() == data.name());
-    let numbers = mounts.iter().map(|mount| mount.record.number);
-    // On a file system without leases nothing would keep a hole from an unknown reader.
-    let is_unused = data.knows_readers()
-        && match snapshots.lazy_numbers_in_use() {
-            Ok(used) => used.is_some_and(|used| !numbers.clone().any(|own| used.contains(&own))),
-            Err(error) => {
-                tracing::warn!(%error, "snapshots not read; layers that are not in use are not evicted");
-                false
-            }
-        };
-    let is_served = is_unused
-        && numbers
-            .clone()
-            .all(|number| layers.erofs().make_served(number));
-    if !is_served {
-        data.mark_used();
+    /// Serves the mounts of a native layer again, unless a container uses one of them. Blocking.
+    fn release(&self, data: &LayerData) {
+        let mut mounts = self.table.all();
+        mounts.retain(|mount| mount.record.data_name() == data.name());
+        let numbers = mounts.iter().map(|mount| mount.record.number);
+        // On a file system without leases nothing would keep a hole from an unknown reader.
+        let is_unused = data.knows_readers()
+            && match self.snapshots.lazy_numbers_in_use() {
+                Ok(used) => {
+                    used.is_some_and(|used| !numbers.clone().any(|own| used.contains(&own)))
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "snapshots not read; layers that are not in use are not evicted");
+                    false
+                }
+            };
+        let is_served = is_unused && numbers.clone().all(|number| self.erofs.make_served(number));
+        if !is_served {
+            data.mark_used();
+        }
     }
 }
 

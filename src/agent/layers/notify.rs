@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use super::mount::ROOT_INODE;
+use crate::agent::numbers::{Inode, LayerNumber};
 
 const INVAL_INODE: u32 = 2;
 const INVAL_ENTRY: u32 = 3;
@@ -14,20 +14,20 @@ const HEADER_LEN: usize = 16;
 
 /// Writes notifications to the device of a mount.
 #[derive(Debug)]
-pub struct Notifier(OwnedFd);
+pub(crate) struct Notifier(OwnedFd);
 
 impl Notifier {
-    pub fn new(device: OwnedFd) -> Self {
+    pub(crate) fn new(device: OwnedFd) -> Self {
         Self(device)
     }
 
     /// Makes the kernel forget the directory of a layer. Without this the kernel would remember its
     /// name forever.
-    pub fn is_gone(&self, number: u64) {
+    pub(crate) fn is_gone(&self, number: LayerNumber) {
         let name = number.to_string();
         let length = u32::try_from(name.len()).unwrap_or_default();
         let mut body = Vec::new();
-        body.extend(ROOT_INODE.to_ne_bytes());
+        body.extend(Inode::ROOT.0.to_ne_bytes());
         body.extend(length.to_ne_bytes());
         body.extend(0_u32.to_ne_bytes());
         body.extend(name.as_bytes());
@@ -36,16 +36,16 @@ impl Notifier {
             // The kernel never looked the name up.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                tracing::warn!(number, %error, "kernel not notified of a removed layer")
+                tracing::warn!(%number, %error, "kernel not notified of a removed layer")
             }
             Ok(()) => {}
         }
     }
 
     /// Makes the kernel forget the listing of the root, which it caches until it is notified.
-    pub fn root_changed(&self) {
+    pub(crate) fn root_changed(&self) {
         // From the first byte to the last.
-        let range = [ROOT_INODE, 0, 0];
+        let range = [Inode::ROOT.0, 0, 0];
         let body: Vec<u8> = range
             .iter()
             .flat_map(|number| number.to_ne_bytes())
@@ -62,7 +62,7 @@ impl Notifier {
 
     /// Makes the kernel send again the requests that an earlier agent received and never answered
     /// (Linux 6.9).
-    pub fn resend(&self) -> io::Result<()> {
+    pub(crate) fn resend(&self) -> io::Result<()> {
         self.send(RESEND, &[])
     }
 

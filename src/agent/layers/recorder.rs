@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 
 use crate::agent::layer::tree::FileId;
+use crate::agent::numbers::LayerNumber;
 use crate::profile::Extents;
 
 /// Ranges of one file that are stored before adjacent ones are merged.
@@ -18,7 +19,7 @@ const MAX_PARTS: usize = 512;
 /// The recordings. A note costs one atomic load while nothing is recorded, else a table lookup.
 /// Names of files are not stored, and tables do not outgrow their bounds.
 #[derive(Debug, Default)]
-pub struct Recorder {
+pub(crate) struct Recorder {
     /// The number of recordings, readable without a lock.
     running: AtomicUsize,
     tables: RwLock<Vec<Arc<Table>>>,
@@ -26,16 +27,16 @@ pub struct Recorder {
 
 /// A recording that runs until it is ended or dropped.
 #[derive(Debug)]
-pub struct Recording {
+pub(crate) struct Recording {
     recorder: Arc<Recorder>,
     table: Arc<Table>,
 }
 
 /// One file that was used during a recording.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Used {
+pub(crate) struct Used {
     /// The number of its mount.
-    pub number: u64,
+    pub number: LayerNumber,
     pub id: FileId,
     /// Time from the start of the recording to the file's first use.
     pub after: Duration,
@@ -48,7 +49,7 @@ pub struct Used {
 #[derive(Debug)]
 struct Table {
     begun: Instant,
-    mounts: HashSet<u64>,
+    mounts: HashSet<LayerNumber>,
     limit: usize,
     noted: Mutex<Notes>,
 }
@@ -56,13 +57,13 @@ struct Table {
 #[derive(Debug, Default)]
 struct Notes {
     files: Vec<File>,
-    places: HashMap<(u64, FileId), usize>,
+    places: HashMap<(LayerNumber, FileId), usize>,
     last: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct File {
-    number: u64,
+    number: LayerNumber,
     id: FileId,
     after: Duration,
     parts: Vec<Range<u64>>,
@@ -70,9 +71,9 @@ struct File {
 
 impl Recorder {
     /// Records the use of the mounts with these numbers from now on, for the first `limit` files.
-    pub fn begin(
+    pub(crate) fn begin(
         self: &Arc<Self>,
-        mounts: impl IntoIterator<Item = u64>,
+        mounts: impl IntoIterator<Item = LayerNumber>,
         limit: usize,
     ) -> Recording {
         let (begun, mounts, noted) = (
@@ -101,7 +102,12 @@ impl Recorder {
     }
 
     /// Records that the file was opened, or that the range that `part` returns was read.
-    pub(crate) fn note(&self, number: u64, id: FileId, part: impl Fn() -> Option<Range<u64>>) {
+    pub(crate) fn note(
+        &self,
+        number: LayerNumber,
+        id: FileId,
+        part: impl Fn() -> Option<Range<u64>>,
+    ) {
         if !self.is_running() {
             return;
         }
@@ -113,7 +119,7 @@ impl Recorder {
 }
 
 impl Table {
-    fn note(&self, number: u64, id: FileId, part: Option<Range<u64>>) {
+    fn note(&self, number: LayerNumber, id: FileId, part: Option<Range<u64>>) {
         let now = Instant::now();
         let mut noted = self.noted.lock();
         let Notes {
@@ -157,17 +163,17 @@ impl File {
 }
 
 impl Recording {
-    pub fn begun(&self) -> Instant {
+    pub(crate) fn begun(&self) -> Instant {
         self.table.begun
     }
 
     /// Returns the time of the last use of any file.
-    pub fn last(&self) -> Option<Instant> {
+    pub(crate) fn last(&self) -> Option<Instant> {
         self.table.noted.lock().last
     }
 
     /// Ends the recording and returns each file once, in the order of first use.
-    pub fn end(self) -> Vec<Used> {
+    pub(crate) fn end(self) -> Vec<Used> {
         let noted = std::mem::take(&mut *self.table.noted.lock());
         let used = |File {
                         number,
@@ -199,14 +205,14 @@ mod tests {
     fn opened(recorder: &Recorder, files: &[(u64, u32)]) {
         files
             .iter()
-            .for_each(|(number, id)| recorder.note(*number, FileId(*id), || None));
+            .for_each(|(number, id)| recorder.note(LayerNumber(*number), FileId(*id), || None));
     }
 
     fn files(recording: Recording) -> Vec<(u64, u32)> {
         recording
             .end()
             .into_iter()
-            .map(|used| (used.number, used.id.0))
+            .map(|used| (used.number.0, used.id.0))
             .collect()
     }
 
@@ -214,7 +220,7 @@ mod tests {
     fn files_are_noted_once_in_order_between_begin_and_end() {
         let recorder = Arc::new(Recorder::default());
         opened(&recorder, &[(1, 1)]);
-        let recording = recorder.begin([1, 2], 10);
+        let recording = recorder.begin([1, 2].map(LayerNumber), 10);
         assert_eq!(recording.last(), None);
         opened(&recorder, &[(1, 5), (2, 5), (3, 5), (1, 5), (1, 4)]);
         assert!(recording.last().is_some());
@@ -225,7 +231,10 @@ mod tests {
     #[test]
     fn several_recordings_run_at_once() {
         let recorder = Arc::new(Recorder::default());
-        let (one, two) = (recorder.begin([1], 10), recorder.begin([1, 2], 10));
+        let (one, two) = (
+            recorder.begin([LayerNumber(1)], 10),
+            recorder.begin([1, 2].map(LayerNumber), 10),
+        );
         opened(&recorder, &[(2, 1), (1, 1)]);
         assert_eq!(files(one), [(1, 1)]);
         opened(&recorder, &[(1, 2)]);
@@ -235,7 +244,7 @@ mod tests {
     #[test]
     fn only_the_first_files_up_to_the_limit_are_recorded() {
         let recorder = Arc::new(Recorder::default());
-        let recording = recorder.begin([1], 2);
+        let recording = recorder.begin([LayerNumber(1)], 2);
         opened(&recorder, &[(1, 1), (1, 2), (1, 3), (1, 1)]);
         assert_eq!(files(recording), [(1, 1), (1, 2)]);
     }
@@ -243,13 +252,15 @@ mod tests {
     #[test]
     fn parts_that_were_read_become_extents() {
         let recorder = Arc::new(Recorder::default());
-        let recording = recorder.begin([1], 2);
+        let recording = recorder.begin([LayerNumber(1)], 2);
         opened(&recorder, &[(1, 1)]);
         for part in [0..10, 10..20, 40..50, 5..8] {
-            recorder.note(1, FileId(1), || Some(part.clone()));
+            recorder.note(LayerNumber(1), FileId(1), || Some(part.clone()));
         }
         for number in 0..10_000 {
-            recorder.note(1, FileId(2), || Some(number * 20..number * 20 + 10));
+            recorder.note(LayerNumber(1), FileId(2), || {
+                Some(number * 20..number * 20 + 10)
+            });
         }
         let used = recording.end();
         assert_eq!(used[0].extents, Extents::new([0..20, 40..50]));

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::layer::data::crash::step;
 use crate::agent::layer::opening::remote::{Tail, TocDigest};
+use crate::agent::numbers::{Inode, LayerNumber};
 use crate::agent::snapshots::StoredLayer;
 use crate::oci::Digest;
 
@@ -32,8 +33,8 @@ const NEXT: &str = "next";
 const TOC_DIGITS: usize = 16;
 /// The first number of a layer, and the first inode after the root's.
 const FIRST: Next = Next {
-    number: 1,
-    inode: 2,
+    number: LayerNumber(1),
+    inode: Inode(Inode::ROOT.0 + 1),
 };
 /// Numbers and inodes that are reserved with one sync. Those that are not used by the end of the
 /// process are lost: of 2^64.
@@ -42,10 +43,10 @@ const INODES: u64 = 1 << 20;
 
 /// A mounted layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Record {
-    pub number: u64,
+pub(crate) struct Record {
+    pub number: LayerNumber,
     /// The inode of its root. The inodes of its files follow.
-    pub inode: u64,
+    pub inode: Inode,
     pub inodes: u32,
     /// The image reference, as the client writes it.
     pub reference: String,
@@ -62,13 +63,13 @@ pub struct Record {
 /// The first number and inode that were never used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Next {
-    number: u64,
-    inode: u64,
+    number: LayerNumber,
+    inode: Inode,
 }
 
 impl Record {
     /// Returns the name of the layer's files, which all its mounts share.
-    pub fn data_name(&self) -> String {
+    pub(crate) fn data_name(&self) -> String {
         data_name(&self.digest, &self.toc_digest)
     }
 }
@@ -82,7 +83,7 @@ pub(crate) fn data_name(digest: &Digest, toc: &TocDigest) -> String {
 }
 
 #[derive(Debug)]
-pub struct Records {
+pub(crate) struct Records {
     folder: PathBuf,
     reserved: Mutex<Option<Reserved>>,
 }
@@ -96,11 +97,11 @@ struct Reserved {
 
 impl Reserved {
     /// Takes a number and `inodes` inodes, and returns them as `reserve` does.
-    fn take(&mut self, inodes: u32) -> Option<(u64, u64)> {
+    fn take(&mut self, inodes: u32) -> Option<(LayerNumber, Inode)> {
         let Next { number, inode } = self.next;
         let next = Next {
-            number: number + 1,
-            inode: inode + u64::from(inodes),
+            number: LayerNumber(number.0 + 1),
+            inode: Inode(inode.0 + u64::from(inodes)),
         };
         let is_within = next.number <= self.end.number && next.inode <= self.end.inode;
         is_within.then(|| {
@@ -111,7 +112,7 @@ impl Reserved {
 }
 
 impl Records {
-    pub fn open(root: &Path) -> io::Result<Self> {
+    pub(crate) fn open(root: &Path) -> io::Result<Self> {
         let folder = root.join("layers");
         DirBuilder::new()
             .recursive(true)
@@ -125,7 +126,7 @@ impl Records {
 
     /// Reserves a number and `inodes` inodes for a layer, and returns the number and the first
     /// inode. They are never reserved again, not even after a crash.
-    pub fn reserve(&self, inodes: u32) -> io::Result<(u64, u64)> {
+    pub(crate) fn reserve(&self, inodes: u32) -> io::Result<(LayerNumber, Inode)> {
         let mut reserved = self.reserved.lock();
         if let Some(taken) = reserved.as_mut().and_then(|reserved| reserved.take(inodes)) {
             return Ok(taken);
@@ -135,8 +136,8 @@ impl Records {
             None => self.first_unreserved()?,
         };
         let end = Next {
-            number: next.number + NUMBERS,
-            inode: next.inode + u64::from(inodes) + INODES,
+            number: LayerNumber(next.number.0 + NUMBERS),
+            inode: Inode(next.inode.0 + u64::from(inodes) + INODES),
         };
         self.write(NEXT, &serde_json::to_vec(&end)?, Sync::Now)?;
         let reserved = reserved.insert(Reserved { next, end });
@@ -157,7 +158,7 @@ impl Records {
         }
     }
 
-    pub fn insert(&self, record: &Record, tail: &Tail) -> io::Result<()> {
+    pub(crate) fn insert(&self, record: &Record, tail: &Tail) -> io::Result<()> {
         let tail_name = tail_name(&record.digest);
         if !self.has(&tail_name, &tail.bytes) {
             self.write(&tail_name, &tail.bytes, Sync::Never)?;
@@ -166,13 +167,13 @@ impl Records {
     }
 
     /// Writes a record again.
-    pub fn replace(&self, record: &Record) -> io::Result<()> {
+    pub(crate) fn replace(&self, record: &Record) -> io::Result<()> {
         let name = record_name(record.number);
         self.write(&name, &serde_json::to_vec(record)?, Sync::Never)
     }
 
     /// Returns the copy of a layer's files that is stored with its snapshot.
-    pub fn copy(&self, record: &Record) -> io::Result<StoredLayer> {
+    pub(crate) fn copy(&self, record: &Record) -> io::Result<StoredLayer> {
         Ok(StoredLayer {
             record: serde_json::to_vec(record)?,
             tail: fs::read(self.folder.join(tail_name(&record.digest)))?,
@@ -181,7 +182,7 @@ impl Records {
 
     /// Writes the files of a layer again if a power cut has lost or torn them. Returns its record,
     /// and whether any file was written.
-    pub fn restore(&self, layer: &StoredLayer) -> io::Result<(Record, bool)> {
+    pub(crate) fn restore(&self, layer: &StoredLayer) -> io::Result<(Record, bool)> {
         let record: Record = serde_json::from_slice(&layer.record)?;
         let files = [
             (tail_name(&record.digest), &layer.tail),
@@ -207,7 +208,7 @@ impl Records {
 
     /// Deletes files that a crash has left: those that were not renamed, and the ends of blobs that
     /// no record needs. Does nothing while a record cannot be read.
-    pub fn delete_leftovers(&self) -> io::Result<()> {
+    pub(crate) fn delete_leftovers(&self) -> io::Result<()> {
         let records: Option<Vec<Record>> = self
             .load()?
             .into_iter()
@@ -231,7 +232,7 @@ impl Records {
     }
 
     /// Deletes a record. The end of the blob goes with the last record that needs it.
-    pub fn remove(&self, record: &Record) -> io::Result<()> {
+    pub(crate) fn remove(&self, record: &Record) -> io::Result<()> {
         remove(&self.folder.join(record_name(record.number)))?;
         if self.load()?.iter().any(|(_, other)| {
             other
@@ -244,14 +245,14 @@ impl Records {
     }
 
     /// Returns every record with its number, or the error of a record that cannot be read.
-    pub fn load(&self) -> io::Result<Vec<(u64, io::Result<Record>)>> {
+    pub(crate) fn load(&self) -> io::Result<Vec<(LayerNumber, io::Result<Record>)>> {
         let mut records = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
             let path = entry?.path();
             let stem = path
                 .file_stem()
                 .and_then(|stem| stem.to_str())
-                .and_then(|stem| stem.parse().ok());
+                .and_then(|stem| stem.parse().ok().map(LayerNumber));
             let Some(number) = stem.filter(|_| {
                 path.extension()
                     .is_some_and(|extension| extension == "json")
@@ -268,7 +269,7 @@ impl Records {
     }
 
     /// Returns the end of a layer's blob.
-    pub fn tail(&self, record: &Record) -> io::Result<Tail> {
+    pub(crate) fn tail(&self, record: &Record) -> io::Result<Tail> {
         let bytes = fs::read(self.folder.join(tail_name(&record.digest)))?;
         Ok(Tail {
             blob_size: record.blob_size,
@@ -302,7 +303,7 @@ enum Sync {
     Never,
 }
 
-fn record_name(number: u64) -> String {
+fn record_name(number: LayerNumber) -> String {
     format!("{number}.json")
 }
 
@@ -324,8 +325,8 @@ mod tests {
 
     fn record(number: u64, digest: &Digest) -> Record {
         Record {
-            number,
-            inode: 2,
+            number: LayerNumber(number),
+            inode: Inode(2),
             inodes: 10,
             reference: "registry.example/app:1".to_owned(),
             digest: digest.clone(),
@@ -366,21 +367,26 @@ mod tests {
         assert_eq!(fs::read_dir(root.path().join("layers")).unwrap().count(), 0);
     }
 
+    fn reserved(records: &Records, inodes: u32) -> (u64, u64) {
+        let (number, inode) = records.reserve(inodes).unwrap();
+        (number.0, inode.0)
+    }
+
     #[test]
     fn numbers_are_never_reserved_again() {
         let root = tempfile::tempdir().unwrap();
         let records = Records::open(root.path()).unwrap();
-        assert_eq!(records.reserve(10).unwrap(), (1, 2));
-        assert_eq!(records.reserve(5).unwrap(), (2, 12));
+        assert_eq!(reserved(&records, 10), (1, 2));
+        assert_eq!(reserved(&records, 5), (2, 12));
         // More inodes than are left, and then more numbers.
-        assert_eq!(records.reserve(u32::MAX).unwrap(), (3, 17));
+        assert_eq!(reserved(&records, u32::MAX), (3, 17));
         let mut last = (3, 17 + u64::from(u32::MAX) - 1);
         for _ in 0..2 * NUMBERS {
-            let next = records.reserve(1).unwrap();
+            let next = reserved(&records, 1);
             assert_eq!(next, (last.0 + 1, last.1 + 1));
             last = next;
         }
-        let (number, inode) = Records::open(root.path()).unwrap().reserve(1).unwrap();
+        let (number, inode) = reserved(&Records::open(root.path()).unwrap(), 1);
         assert!(number > last.0 && inode > last.1, "{number} {inode}");
         let records = Records::open(root.path()).unwrap();
         records
@@ -401,7 +407,7 @@ mod tests {
             let records = Records::open(root.path()).unwrap();
             let mut number = 0;
             let work = || {
-                number = records.reserve(10).unwrap().0;
+                number = reserved(&records, 10).0;
                 records.insert(&record(number, &digest), &tail()).unwrap();
             };
             let is_killed = is_killed_after(steps, work);
@@ -409,7 +415,7 @@ mod tests {
             for (_, found) in next.load().unwrap() {
                 assert_eq!(next.tail(&found.unwrap()).unwrap().bytes, "tail");
             }
-            assert!(next.reserve(1).unwrap().0 > number);
+            assert!(reserved(&next, 1).0 > number);
             next.delete_leftovers().unwrap();
             let names = names(root.path());
             assert!(
@@ -448,14 +454,14 @@ mod tests {
             },
         ];
         for (spoil, name) in spoil.iter().flat_map(|spoil| {
-            let names = [record_name(1), tail_name(&one.digest)];
+            let names = [record_name(LayerNumber(1)), tail_name(&one.digest)];
             names.map(|name| (spoil, name))
         }) {
             spoil(&root.path().join("layers").join(&name));
             assert_eq!(records.restore(&copy).unwrap(), (one.clone(), true));
             assert_eq!(records.tail(&one).unwrap().bytes, tail.bytes);
             let loaded = records.load().unwrap();
-            assert!(matches!(loaded.as_slice(), [(1, Ok(found))] if *found == one));
+            assert!(matches!(loaded.as_slice(), [(LayerNumber(1), Ok(found))] if *found == one));
         }
     }
 
@@ -487,6 +493,9 @@ mod tests {
             .unwrap();
         fs::write(root.path().join("layers/1.json"), "{").unwrap();
         let loaded = records.load().unwrap();
-        assert!(matches!(loaded.as_slice(), [(1, Err(_)), (2, Ok(_))]));
+        assert!(matches!(
+            loaded.as_slice(),
+            [(LayerNumber(1), Err(_)), (LayerNumber(2), Ok(_))]
+        ));
     }
 }

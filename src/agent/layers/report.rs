@@ -12,9 +12,10 @@ use super::mount::Mount;
 use crate::agent::erofs::{Driver, DriverReport};
 use crate::agent::layer::data::{CacheUsage, FreeSpace};
 use crate::agent::layer::fetch::Reason;
-pub use crate::agent::layer::measure::Measure;
+pub(crate) use crate::agent::layer::measure::Measure;
 use crate::agent::layer::opening::remote::NotLazy;
 use crate::agent::layer::spec::LayerSpec;
+use crate::agent::numbers::LayerNumber;
 use crate::agent::prefetch::profiles::ProfileReport;
 use crate::oci::Digest;
 use crate::telemetry::log::chain;
@@ -24,7 +25,7 @@ const MAX_REFUSALS: usize = 200;
 
 /// The whole status report.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Report {
+pub(crate) struct Report {
     pub layers: Vec<LayerReport>,
     /// Profiles requested since the agent was started, the newest last.
     #[serde(default)]
@@ -47,8 +48,8 @@ pub struct Report {
 
 /// A layer that is mounted lazily.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LayerReport {
-    pub number: u64,
+pub(crate) struct LayerReport {
+    pub number: LayerNumber,
     pub image: String,
     pub digest: Digest,
     /// Bytes of the layer in the registry.
@@ -82,7 +83,7 @@ pub struct LayerReport {
 
 /// A layer that is not mounted lazily.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     pub image: String,
     pub digest: Digest,
     pub reason: String,

@@ -13,8 +13,8 @@
 //! Nothing is fetched if other chunks would be evicted or the disk would be full. A reader does not
 //! stop a request that is already running.
 
-pub mod profiles;
-pub mod pulls;
+pub(crate) mod profiles;
+pub(crate) mod pulls;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -55,7 +55,7 @@ const DENSE_PROFILE_SHARE: u64 = 2;
 
 /// The state that all layers share.
 #[derive(Debug)]
-pub struct Prefetch {
+pub(crate) struct Prefetch {
     delay: Duration,
     limit: u64,
     /// Bytes a second; `u64::MAX` for no limit.
@@ -69,7 +69,7 @@ pub struct Prefetch {
 }
 
 impl Prefetch {
-    pub fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config) -> Self {
         Self {
             delay: config.background_delay,
             limit: config.background_limit.as_u64(),

@@ -1,6 +1,6 @@
 //! containerd's snapshots service: the socket, the requests and the answers.
 
-pub mod server;
-pub mod snapshotter;
+pub(crate) mod server;
+pub(crate) mod snapshotter;
 mod starts;
 mod status;

@@ -22,7 +22,7 @@ const MAX_MESSAGE: usize = 16 << 20;
 const GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
-pub enum ServeError {
+pub(crate) enum ServeError {
     #[error("another agent listens on {0}")]
     InUse(PathBuf),
     #[error("{0} exists and is not a socket")]
@@ -40,7 +40,7 @@ pub enum ServeError {
 ///
 /// `kept` is the listener of an earlier process, on which clients may already be waiting. It is
 /// used if it is the socket at `path`.
-pub fn bind(path: &Path, kept: Option<OwnedFd>) -> Result<UnixListener, ServeError> {
+pub(crate) fn bind(path: &Path, kept: Option<OwnedFd>) -> Result<UnixListener, ServeError> {
     let failed = |source| ServeError::Listen {
         path: path.to_owned(),
         source,
@@ -88,7 +88,7 @@ pub fn bind(path: &Path, kept: Option<OwnedFd>) -> Result<UnixListener, ServeErr
 /// Then waits for running calls, for a limited time.
 ///
 /// Must be called inside a runtime.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: UnixListener,
     snapshotter: Snapshotter,
     images: Option<ImageService>,
@@ -116,5 +116,51 @@ pub async fn serve(
             tracing::warn!("running calls cut off");
             Ok(())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(folder: &tempfile::TempDir) -> PathBuf {
+        folder.path().join("run/agent.sock")
+    }
+
+    #[test]
+    fn only_root_can_use_the_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = address(&folder);
+        let _listener = bind(&socket, None).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&socket), 0o600);
+        assert_eq!(mode(socket.parent().unwrap()), 0o700);
+    }
+
+    #[test]
+    fn a_socket_that_nobody_listens_on_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = address(&folder);
+        fs::create_dir(socket.parent().unwrap()).unwrap();
+        drop(UnixListener::bind(&socket).unwrap());
+        drop(UnixListener::bind(socket.with_extension("sock.new")).unwrap());
+        let listener = bind(&socket, None).unwrap();
+        UnixStream::connect(&socket).unwrap();
+        drop(listener);
+        let _next = bind(&socket, None).unwrap();
+        UnixStream::connect(&socket).unwrap();
+    }
+
+    #[test]
+    fn a_living_agent_and_other_files_are_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = address(&folder);
+        let _listener = bind(&socket, None).unwrap();
+        assert!(matches!(bind(&socket, None), Err(ServeError::InUse(_))));
+        UnixStream::connect(&socket).unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "kept").unwrap();
+        assert!(matches!(bind(&file, None), Err(ServeError::NoSocket(_))));
+        assert_eq!(fs::read(&file).unwrap(), b"kept");
     }
 }

@@ -14,6 +14,7 @@ use std::vec;
 
 use prost_types::Timestamp;
 use tonic::{Request, Response, Status};
+use tracing::Instrument as _;
 
 use super::starts::Starts;
 use crate::agent::layer::spec::LayerSpec;
@@ -38,17 +39,17 @@ const REMOTE_LABEL: (&str, &str) = ("containerd.io/snapshot/remote", "remote sna
 
 /// Serves snapshots. Clones share them.
 #[derive(Debug, Clone)]
-pub struct Snapshotter {
+pub(crate) struct Snapshotter {
     snapshots: Arc<Snapshots>,
     starts: Starts,
     layers: Arc<Layers>,
 }
 
 impl Snapshotter {
-    pub fn new(snapshots: Arc<Snapshots>, layers: Arc<Layers>) -> Self {
+    pub(crate) fn new(snapshots: Arc<Snapshots>, layers: Arc<Layers>) -> Self {
         Self {
             snapshots,
-            starts: Starts::new(Arc::clone(&layers)),
+            starts: Starts::new(&layers),
             layers,
         }
     }
@@ -101,8 +102,8 @@ impl Snapshotter {
             Ok(number) => {
                 let layer = LazyLayer {
                     number,
-                    has_xattrs: self.layers.has_xattrs(number),
-                    is_erofs: self.layers.is_erofs(number),
+                    has_xattrs: self.layers.table().has_xattrs(number),
+                    is_erofs: self.layers.drivers().erofs().is_known(number),
                 };
                 self.commit_lazy(name, snapshot, layer).await
             }
@@ -125,9 +126,9 @@ impl Snapshotter {
             mut labels,
         } = snapshot.clone();
         labels.insert(REMOTE_LABEL.0.to_owned(), REMOTE_LABEL.1.to_owned());
-        let layers = Arc::clone(&self.layers);
+        let table = Arc::clone(self.layers.table());
         let commit = move |snapshots: &Snapshots| {
-            let stored = layers
+            let stored = table
                 .copy(layer.number)
                 .map_err(|error| Status::internal(format!("layer record not read: {error}")))?;
             let parent = parent.as_deref();
@@ -171,7 +172,8 @@ impl Snapshotter {
         };
         let (mounts, parents) = self.blocking(make).await?;
         let lazy = parents.iter().filter_map(|parent| parent.lazy);
-        self.layers.expect_container(lazy.collect()).await;
+        let readiness = self.layers.readiness();
+        readiness.expect_container(lazy.collect()).await;
         if let Some(image) = ImageLayers::for_container(&parents) {
             self.starts.begin(image);
         }
@@ -237,7 +239,10 @@ impl wire::snapshots_server::Snapshots for Snapshotter {
             ..
         } = request.into_inner();
         let (own, snapshot) = (self.clone(), SnapshotRequest::new(key, parent, labels));
-        let mounts = run_to_completion(async move { own.prepare(snapshot).await }).await?;
+        let span = tracing::info_span!("prepare", key = snapshot.key);
+        // Boxed, because the compiler limits how deep futures may lie in each other.
+        let work = Box::pin(async move { own.prepare(snapshot).await });
+        let mounts = run_to_completion(work.instrument(span)).await?;
         Ok(Response::new(wire::PrepareSnapshotResponse {
             mounts: to_wire(mounts),
         }))

@@ -12,8 +12,11 @@ use parking_lot::Mutex;
 use crate::agent::layer::Layer;
 use crate::agent::layer::tree::FileId;
 use crate::agent::layers::Layers;
+use crate::agent::layers::ahead::Ahead;
 use crate::agent::layers::mount::Mount;
-use crate::agent::layers::recorder::{Recording, Used};
+use crate::agent::layers::recorder::{Recorder, Recording, Used};
+use crate::agent::layers::table::Table;
+use crate::agent::numbers::LayerNumber;
 use crate::agent::prefetch::profiles::{AGAIN, API, ImageLayers, Key, Trigger};
 use crate::profile::{FileUse, MAX_FILES, MAX_OBSERVATION_BYTES, Observation};
 use crate::registry::Peer;
@@ -33,7 +36,9 @@ pub(super) struct Starts(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    layers: Arc<Layers>,
+    table: Arc<Table>,
+    ahead: Arc<Ahead>,
+    recorder: Arc<Recorder>,
     /// How long a start is watched. Zero turns watching off.
     period: Duration,
     /// The time when each image was last watched: a container that crashes in a loop is watched
@@ -59,10 +64,12 @@ struct ObservedStart {
 }
 
 impl Starts {
-    pub(super) fn new(layers: Arc<Layers>) -> Self {
-        let period = layers.config().record;
+    pub(super) fn new(layers: &Layers) -> Self {
+        let period = layers.ahead().config().record;
         Self(Arc::new(Inner {
-            layers,
+            table: Arc::clone(layers.table()),
+            ahead: Arc::clone(layers.ahead()),
+            recorder: Arc::clone(layers.recorder()),
             period,
             begun: Mutex::default(),
             watched: AtomicUsize::new(0),
@@ -72,17 +79,22 @@ impl Starts {
     /// Starts to watch a container that is about to start on the layers of `image`, and prefetches
     /// its profile. Does not wait. Must be called inside a runtime.
     pub(super) fn begin(&self, image: ImageLayers) {
-        let layers = &self.0.layers;
+        let Inner {
+            table,
+            ahead,
+            recorder,
+            ..
+        } = &*self.0;
         let mounts = image
             .mounted
             .iter()
-            .filter_map(|(place, number)| Some((*place, layers.by_number(*number)?)));
+            .filter_map(|(place, number)| Some((*place, table.by_number(*number)?)));
         let mounts: Vec<(u32, Arc<Mount>)> = mounts.collect();
         let Some((_, top)) = mounts.last() else {
             return;
         };
         let reference = top.record.reference.clone();
-        let workload = layers.config().policy(&reference).workload;
+        let workload = ahead.config().policy(&reference).workload;
         let key = Key {
             stack: image.stack.clone(),
             workload,
@@ -94,7 +106,7 @@ impl Starts {
             .fold(true, |is_first, (_, mount)| mount.mark_used() && is_first);
         if is_first && self.0.may_watch(&key) {
             let numbers = mounts.iter().map(|(_, mount)| mount.record.number);
-            let recording = layers.recorder().begin(numbers, MAX_FILES);
+            let recording = recorder.begin(numbers, MAX_FILES);
             let start = Start {
                 key,
                 image: reference,
@@ -104,8 +116,8 @@ impl Starts {
             let own = Arc::clone(&self.0);
             tokio::spawn(async move { own.watch(start).await });
         }
-        let layers = Arc::clone(layers);
-        tokio::spawn(async move { layers.prefetch_profile(&image, Trigger::Start).await });
+        let ahead = Arc::clone(ahead);
+        tokio::spawn(async move { ahead.prefetch_profile(&image, Trigger::Start).await });
     }
 }
 
@@ -164,15 +176,15 @@ impl Inner {
             ..
         } = start;
         let begun = recording.begun();
-        let mut by_number: HashMap<u64, Vec<Used>> = HashMap::new();
+        let mut by_number: HashMap<LayerNumber, Vec<Used>> = HashMap::new();
         recording
             .end()
             .into_iter()
             .for_each(|used| by_number.entry(used.number).or_default().push(used));
-        let progress = self.layers.profiles().progress(&key);
+        let progress = self.ahead.profiles().progress(&key);
         let (mut files, mut top) = (Vec::new(), None);
         for (place, mount) in mounts {
-            let Ok(layer) = self.layers.layer(&mount) else {
+            let Ok(layer) = self.table.layer(&mount) else {
                 continue;
             };
             top = Some(Arc::clone(layer));

@@ -22,7 +22,7 @@ const MAX_PATTERN_BYTES: usize = 1 << 20;
 
 /// Selects entries of a list.
 #[derive(Debug, Clone, Default)]
-pub struct Filter {
+pub(crate) struct Filter {
     /// One of them must match. Everything matches if there is none.
     alternatives: Vec<Vec<Selector>>,
 }
@@ -61,7 +61,7 @@ enum Test {
 
 impl Filter {
     /// Parses filters, one of which must match. An empty text matches everything.
-    pub fn parse(filters: &[String]) -> Result<Self, ParseFilterError> {
+    pub(crate) fn parse(filters: &[String]) -> Result<Self, ParseFilterError> {
         if filters.iter().map(String::len).sum::<usize>() > MAX_BYTES || filters.len() > MAX_BYTES {
             return Err(ParseFilterError::TooLong);
         }
@@ -76,7 +76,7 @@ impl Filter {
 
     /// Whether an entry matches. `value` returns the entry's value at a path of fields, if it has
     /// one.
-    pub fn matches<'a>(&self, value: impl Fn(&[String]) -> Option<&'a str>) -> bool {
+    pub(crate) fn matches<'a>(&self, value: impl Fn(&[String]) -> Option<&'a str>) -> bool {
         let all = |selectors: &Vec<Selector>| {
             selectors
                 .iter()

@@ -11,22 +11,22 @@ use std::path::Path;
 
 use crate::agent::config::KeeperKind;
 use process::ProcessKeeper;
-pub use process::serve;
+pub(crate) use process::serve;
 
 /// The names of the listening socket and of the credentials of pods. `LayerMount` has the others.
-pub const LISTENER: &str = "socket";
-pub const CREDENTIALS: &str = "credentials";
+pub(crate) const LISTENER: &str = "socket";
+pub(crate) const CREDENTIALS: &str = "credentials";
 
 /// Holds descriptors by name.
 #[derive(Debug)]
-pub enum Keeper {
+pub(crate) enum Keeper {
     Systemd,
     Process(ProcessKeeper),
     Nobody,
 }
 
 /// The held descriptors.
-pub type Kept = BTreeMap<String, OwnedFd>;
+pub(crate) type Kept = BTreeMap<String, OwnedFd>;
 
 impl Keeper {
     /// Finds or starts the keeper of the agent with this root, and returns the descriptors that it
@@ -34,7 +34,7 @@ impl Keeper {
     ///
     /// # Errors
     /// If there is none and none can be started.
-    pub fn open(kind: KeeperKind, root: &Path) -> io::Result<(Self, Kept)> {
+    pub(crate) fn open(kind: KeeperKind, root: &Path) -> io::Result<(Self, Kept)> {
         match kind {
             KeeperKind::None => Ok((Self::Nobody, Kept::new())),
             KeeperKind::Systemd => Ok((Self::Systemd, systemd::take()?)),
@@ -47,7 +47,7 @@ impl Keeper {
     }
 
     /// Gives the keeper a descriptor, which replaces the previous one of that name.
-    pub fn keep(&self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
+    pub(crate) fn keep(&self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
         match self {
             Self::Systemd => systemd::keep(name, fd),
             Self::Process(keeper) => keeper.keep(name, fd),
@@ -57,7 +57,7 @@ impl Keeper {
 
     /// Gives the keeper a mount that is in no directory, as an `O_PATH` descriptor. systemd does
     /// not accept these.
-    pub fn keep_mount(&self, name: &str, mount: BorrowedFd<'_>) -> io::Result<()> {
+    pub(crate) fn keep_mount(&self, name: &str, mount: BorrowedFd<'_>) -> io::Result<()> {
         match self {
             Self::Process(keeper) => keeper.keep(name, mount),
             Self::Systemd | Self::Nobody => Ok(()),
@@ -65,7 +65,7 @@ impl Keeper {
     }
 
     /// Makes the keeper drop all descriptors. A keeper process then ends.
-    pub fn release(&self) -> io::Result<()> {
+    pub(crate) fn release(&self) -> io::Result<()> {
         match self {
             Self::Systemd => systemd::release(),
             Self::Process(keeper) => keeper.release(),
@@ -74,7 +74,7 @@ impl Keeper {
     }
 
     /// Returns the keeper's name, for the log.
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Systemd => "systemd",
             Self::Process(_) => "process",

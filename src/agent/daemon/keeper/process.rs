@@ -37,7 +37,7 @@ type Shared = Arc<Mutex<BTreeMap<String, OwnedFd>>>;
 
 /// The agent's side.
 #[derive(Debug, Clone)]
-pub struct ProcessKeeper {
+pub(crate) struct ProcessKeeper {
     socket: PathBuf,
     /// The descriptors to hold, for the next process if this one dies.
     kept: Shared,
@@ -159,7 +159,7 @@ impl ProcessKeeper {
 ///
 /// # Errors
 /// If standard input is not a socket of this kind.
-pub fn serve() -> io::Result<()> {
+pub(crate) fn serve() -> io::Result<()> {
     // Signals to the agent's terminal or process group must not reach the keeper. Fails if the
     // process is already a group leader.
     let _leader_already = rustix::process::setsid();

@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_before_the_node_booted_is_doubtful() {
+    fn content_written_before_the_node_booted_is_doubtful() {
         let folder = tempfile::tempdir().unwrap();
         let map = map(folder.path());
         for boot in [Boot(Some([2; 16])), Boot(None)] {

@@ -27,5 +27,5 @@ pub(crate) mod tests;
 
 pub use layer_data::{Checked, Hold, LayerData};
 pub use places::{BLOCK, Piece, Places, TooLarge};
-pub use space::{FreeSpace, Usage};
+pub use space::FreeSpace;
 pub use store::{CacheUsage, DataStore, Limits};

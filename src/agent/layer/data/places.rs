@@ -120,15 +120,6 @@ impl Places {
         file.numbers().contains(&chunk).then_some(file.node)
     }
 
-    /// Bytes of memory that the table takes.
-    pub fn memory_bytes(&self) -> u64 {
-        let order = self
-            .by_chunk
-            .as_ref()
-            .map_or(0, |order| size_of_val(&**order));
-        (size_of_val(&*self.files) + order) as u64
-    }
-
     /// Returns the pieces of chunks that lie in these bytes of the data file, in order. The bytes
     /// between them are padding.
     pub fn pieces<'a>(

@@ -411,7 +411,7 @@ fn boot_again(world: &World) {
 }
 
 #[test]
-fn what_a_power_cut_lost_is_noticed_and_what_was_synced_is_kept() {
+fn a_power_cut_that_loses_content_is_noticed_and_synced_content_is_kept() {
     let world = World::new();
     let (store, data) = world.open();
     world.put(&store, &data, [0, 1]);

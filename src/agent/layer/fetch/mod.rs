@@ -24,13 +24,14 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use self::memory::Memory;
-pub use self::pending::{ChunkFuture, Content, Lookup};
+pub(crate) use self::pending::Lookup;
 use self::pending::{PendingChunk, Table};
 use self::request::Request;
-pub use self::request::Urgency;
-pub use self::run::MAX_GAP;
+pub(crate) use self::request::Urgency;
+pub(crate) use self::run::MAX_GAP;
 use self::run::{ChunkRun, runs};
 use crate::agent::layer::data::{DataStore, LayerData};
 use crate::budget::Full;
@@ -41,7 +42,7 @@ use crate::transport::Source;
 
 /// A blob in a registry.
 #[derive(Debug, Clone)]
-pub struct Blob {
+pub(crate) struct Blob {
     pub source: Source,
     pub repository: oci::Repository,
     pub digest: oci::Digest,
@@ -50,7 +51,7 @@ pub struct Blob {
 
 /// Where a layer's chunks come from, and where they go.
 #[derive(Debug, Clone)]
-pub struct Transfer {
+pub(crate) struct Transfer {
     pub blob: Arc<Blob>,
     pub data: Arc<LayerData>,
     pub traffic: Arc<Traffic>,
@@ -58,7 +59,7 @@ pub struct Transfer {
 
 /// The reason why a chunk could not be fetched.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum FetchError {
+pub(crate) enum FetchError {
     #[error("not returned by the registry")]
     Upstream(#[from] registry::Error),
     #[error("wrong bytes from the registry")]
@@ -77,7 +78,7 @@ pub enum FetchError {
 
 /// The reason for fetching a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reason {
+pub(crate) enum Reason {
     /// A reader waits for it.
     Read,
     /// It lies before the landmark.
@@ -89,7 +90,7 @@ pub enum Reason {
 
 /// Counters of the fetches for a layer.
 #[derive(Debug, Default)]
-pub struct Traffic {
+pub(crate) struct Traffic {
     requests: AtomicU64,
     bytes: [AtomicU64; 4],
     errors: AtomicU64,
@@ -99,7 +100,7 @@ pub struct Traffic {
 
 /// Fetches chunks for all layers. Clones share the table of pending chunks and the memory for them.
 #[derive(Debug, Clone)]
-pub struct Fetcher {
+pub(crate) struct Fetcher {
     store: Arc<DataStore>,
     table: Table,
     memory: Arc<Memory>,
@@ -111,7 +112,7 @@ pub struct Fetcher {
 
 impl FetchError {
     /// Whether the same request may succeed later: the registry is unreachable or busy.
-    pub fn is_transient(&self) -> bool {
+    pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Upstream(error) => error.is_transient(),
             Self::Short | Self::Slow | Self::Full(_) | Self::Unwanted | Self::Aborted => true,
@@ -121,7 +122,7 @@ impl FetchError {
 
     /// Whether the registry denies access, permanently or while a token or a proxy of its own is
     /// broken.
-    pub fn is_denial(&self) -> bool {
+    pub(crate) fn is_denial(&self) -> bool {
         matches!(
             self,
             Self::Upstream(registry::Error::Unauthorized | registry::Error::Denied)
@@ -149,16 +150,16 @@ impl Reason {
 }
 
 impl Traffic {
-    pub fn requests(&self) -> u64 {
+    pub(crate) fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
     }
 
-    pub fn bytes(&self, reason: Reason) -> u64 {
+    pub(crate) fn bytes(&self, reason: Reason) -> u64 {
         self.bytes[reason as usize].load(Ordering::Relaxed)
     }
 
     /// Returns the bytes received, for any reason.
-    pub fn received(&self) -> u64 {
+    pub(crate) fn received(&self) -> u64 {
         self.bytes
             .iter()
             .map(|bytes| bytes.load(Ordering::Relaxed))
@@ -166,12 +167,12 @@ impl Traffic {
     }
 
     /// Returns the number of chunks that could not be fetched.
-    pub fn errors(&self) -> u64 {
+    pub(crate) fn errors(&self) -> u64 {
         self.errors.load(Ordering::Relaxed)
     }
 
     /// Counts the requests and bytes for opening the layer.
-    pub fn add(&self, requests: u64, bytes: u64, reason: Reason) {
+    pub(crate) fn add(&self, requests: u64, bytes: u64, reason: Reason) {
         self.requests.fetch_add(requests, Ordering::Relaxed);
         self.count(bytes, reason);
     }
@@ -197,7 +198,7 @@ impl Traffic {
 
     /// Waits until readers wait for `bytes` bytes of the layer within `period`. For one caller at a
     /// time.
-    pub async fn is_read_densely(&self, bytes: u64, period: Duration) {
+    pub(crate) async fn is_read_densely(&self, bytes: u64, period: Duration) {
         loop {
             let (begun, before) = (Instant::now(), self.bytes(Reason::Read));
             while begun.elapsed() < period {
@@ -213,7 +214,7 @@ impl Traffic {
 impl Fetcher {
     /// `max_run` is the most bytes of one request, unless a single chunk is larger. `memory` is the
     /// number of bytes for chunks in transit.
-    pub fn new(store: Arc<DataStore>, max_run: u64, memory: u64) -> Self {
+    pub(crate) fn new(store: Arc<DataStore>, max_run: u64, memory: u64) -> Self {
         let (table, urgent, max_run) = (Table::default(), Arc::default(), max_run.max(1));
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Self {
@@ -226,21 +227,21 @@ impl Fetcher {
         }
     }
 
-    pub fn store(&self) -> &Arc<DataStore> {
+    pub(crate) fn store(&self) -> &Arc<DataStore> {
         &self.store
     }
 
-    pub fn max_run(&self) -> u64 {
+    pub(crate) fn max_run(&self) -> u64 {
         self.max_run
     }
 
     /// Counts a layer that is opened as urgent, until the returned value is dropped.
-    pub fn urgency(&self) -> Urgency {
+    pub(crate) fn urgency(&self) -> Urgency {
         Urgency::new(&self.urgent)
     }
 
     /// Whether a reader waits for bytes right now, or a client for a layer.
-    pub fn is_urgent(&self) -> bool {
+    pub(crate) fn is_urgent(&self) -> bool {
         self.urgent.load(Ordering::Relaxed) > 0
     }
 
@@ -249,7 +250,12 @@ impl Fetcher {
     /// reader waits for. Does not wait.
     ///
     /// Must be called inside a runtime.
-    pub fn fetch(&self, transfer: &Transfer, numbers: &[u32], beside: &[u32]) -> Vec<Lookup> {
+    pub(crate) fn fetch(
+        &self,
+        transfer: &Transfer,
+        numbers: &[u32],
+        beside: &[u32],
+    ) -> Vec<Lookup> {
         let mut claimed = Vec::new();
         let mut look_up = |number: &u32| self.look_up(&transfer.data, *number, &mut claimed);
         let found = numbers.iter().map(&mut look_up).collect();
@@ -259,7 +265,7 @@ impl Fetcher {
     }
 
     /// Requests a chunk whose copy on this node cannot be read.
-    pub fn fetch_anew(&self, transfer: &Transfer, number: u32) -> Lookup {
+    pub(crate) fn fetch_anew(&self, transfer: &Transfer, number: u32) -> Lookup {
         let mut claimed = Vec::new();
         let chunk = transfer.data.tree().toc().chunk(number);
         let found = chunk.map_or(Lookup::Held, |chunk| {
@@ -279,7 +285,8 @@ impl Fetcher {
 
     fn send(&self, transfer: &Transfer, claimed: Vec<PendingChunk>) {
         for run in runs(claimed, self.max_run) {
-            tokio::spawn(self.request(transfer, Reason::Read).run(run, None));
+            let request = self.request(transfer, Reason::Read).run(run, None);
+            tokio::spawn(request.in_current_span());
         }
     }
 
@@ -289,7 +296,7 @@ impl Fetcher {
     ///
     /// # Errors
     /// If a chunk could not be fetched. Returned only after all the others have arrived or failed.
-    pub async fn prefetch(
+    pub(crate) async fn prefetch(
         &self,
         transfer: &Transfer,
         numbers: Vec<u32>,

@@ -14,11 +14,11 @@ use super::FetchError;
 
 /// A chunk's content, once it has arrived. Drop it soon, because the run that brought it continues
 /// only then.
-pub type ChunkFuture = Shared<BoxFuture<'static, Result<Content, FetchError>>>;
+pub(super) type ChunkFuture = Shared<BoxFuture<'static, Result<Content, FetchError>>>;
 
 /// A chunk's content for the readers that wait for it. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Content(Arc<Inner>);
+pub(crate) struct Content(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -32,7 +32,7 @@ pub(super) struct Table(Arc<Mutex<HashMap<Digest, ChunkFuture>>>);
 
 /// The state of a chunk.
 #[derive(Debug)]
-pub enum Lookup {
+pub(crate) enum Lookup {
     /// On this node.
     Held,
     Pending(ChunkFuture),
@@ -57,7 +57,7 @@ impl Content {
         }))
     }
 
-    pub fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.0.bytes
     }
 }

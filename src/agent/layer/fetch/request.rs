@@ -46,7 +46,7 @@ pub(super) struct Request {
 
 /// Counts as urgent while it lives.
 #[derive(Debug)]
-pub struct Urgency(Arc<AtomicUsize>);
+pub(crate) struct Urgency(Arc<AtomicUsize>);
 
 /// A run in progress.
 struct Progress {

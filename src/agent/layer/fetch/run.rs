@@ -9,7 +9,7 @@ use super::pending::PendingChunk;
 
 /// Most bytes between two chunks that are fetched along with them instead of being skipped: about
 /// the cost of a round trip.
-pub const MAX_GAP: u64 = 64 << 10;
+pub(crate) const MAX_GAP: u64 = 64 << 10;
 /// Most chunks of a run, and most inflated bytes of a run for each byte of the longest request
 /// (unless a single chunk has more). Chunks may lie in the same bytes, as many as a TOC lists.
 const MAX_CHUNKS: usize = 4096;

@@ -9,8 +9,8 @@
 //! or that the image's manifest declares. Nobody else's Prepare gets a failure: the one that joins an
 //! opening that failed opens its layer once more.
 
-pub mod remote;
-pub mod toc_memory;
+pub(crate) mod remote;
+pub(crate) mod toc_memory;
 mod unreachable;
 
 use std::collections::HashMap;
@@ -146,11 +146,9 @@ impl Openings {
                 (remote::declared(&digests, spec)?, 1)
             }
         };
-        let opened = self.opened(ahead, spec, toc_digest).await?;
-        Ok(Opened {
-            requests: asked + opened.requests,
-            ..opened
-        })
+        let mut opened = self.opened(ahead, spec, toc_digest).await?;
+        opened.fetched.requests += asked;
+        Ok(opened)
     }
 
     async fn opened(

@@ -17,7 +17,7 @@ use crate::agent::layer::spec::LayerSpec;
 use crate::aside::aside;
 use crate::budget::Full;
 use crate::layers::open::{OpenError, Opening};
-pub use crate::layers::open::{Tail, TocDigest};
+pub(crate) use crate::layers::open::{Tail, TocDigest};
 use crate::oci::annotations::{OLDER_ZSTD_CHECKSUM, TOC_DIGEST, ZSTD_CHECKSUM};
 use crate::oci::{Descriptor, Digest, ImageName, Manifest, Reference, stream};
 use crate::registry::{self, Peer};
@@ -32,22 +32,15 @@ const ZSTD_CHECKSUMS: [&str; 2] = [ZSTD_CHECKSUM, OLDER_ZSTD_CHECKSUM];
 
 /// A layer that can be read.
 #[derive(Debug)]
-pub struct Opened {
+pub(crate) struct Opened {
+    pub fetched: FetchedTail,
     pub toc: Toc,
     pub toc_digest: TocDigest,
-    pub blob: Blob,
-    pub tail: Tail,
-    /// The Starlift server that served it, or `None` if another registry did.
-    pub peer: Option<Peer>,
-    /// Requests that were sent for it.
-    pub requests: u64,
-    /// The memory that is reserved for `tail`.
-    pub weight: SectionWeight,
 }
 
 /// The reason why a layer is not mounted lazily. Its snapshot is then unpacked the ordinary way.
 #[derive(Debug, thiserror::Error)]
-pub enum NotLazy {
+pub(crate) enum NotLazy {
     #[error("excluded by a rule of the configuration")]
     Excluded,
     #[error("no TOC digest in labels or manifest")]
@@ -78,44 +71,25 @@ pub enum NotLazy {
 
 /// The end of a blob with all of its TOC, as a registry sent it.
 #[derive(Debug)]
-pub struct FetchedTail {
-    blob: Blob,
-    tail: Tail,
-    peer: Option<Peer>,
-    requests: u64,
+pub(crate) struct FetchedTail {
+    pub blob: Blob,
+    pub tail: Tail,
+    /// The Starlift server that served it, or `None` if another registry did.
+    pub peer: Option<Peer>,
+    /// Requests that were sent for it.
+    pub requests: u64,
     /// The memory that is reserved for `tail`.
-    weight: SectionWeight,
+    _weight: SectionWeight,
 }
 
 /// The TOC digests that a manifest declares, by layer. A layer that is not lazy has none.
-pub type TocDigests = HashMap<Digest, Option<TocDigest>>;
-
-/// Opens the layer that a client requests.
-///
-/// # Errors
-/// If the layer cannot be fetched, has no TOC, or has another TOC than its image declares.
-pub async fn open(
-    upstreams: &Upstreams,
-    spec: &LayerSpec,
-    memory: &TocMemory,
-) -> Result<Opened, NotLazy> {
-    let (toc_digest, asked) = match &spec.toc_digest {
-        Some(digest) => (TocDigest::Json(digest.clone()), 0),
-        None => (declared(&toc_digests(upstreams, spec).await?, spec)?, 1),
-    };
-    let fetched = fetch(upstreams, &spec.reference, &spec.digest, memory).await?;
-    let opened = fetched.verified(toc_digest, memory).await?;
-    Ok(Opened {
-        requests: asked + opened.requests,
-        ..opened
-    })
-}
+pub(crate) type TocDigests = HashMap<Digest, Option<TocDigest>>;
 
 /// Fetches the end of a layer's blob.
 ///
 /// # Errors
 /// If it cannot be fetched or has no footer.
-pub async fn fetch(
+pub(crate) async fn fetch(
     upstreams: &Upstreams,
     reference: &str,
     digest: &Digest,
@@ -134,7 +108,7 @@ pub async fn fetch(
         tail,
         peer,
         requests,
-        weight,
+        _weight: weight,
     })
 }
 
@@ -143,7 +117,7 @@ impl FetchedTail {
     ///
     /// # Errors
     /// If it is damaged or has another digest.
-    pub async fn verified(
+    pub(crate) async fn verified(
         self,
         toc_digest: TocDigest,
         memory: &TocMemory,
@@ -158,27 +132,16 @@ impl FetchedTail {
         let toc = tokio::task::spawn_blocking(read)
             .await
             .map_err(|error| NotLazy::Internal(error.to_string()))??;
-        let Self {
-            blob,
-            tail,
-            peer,
-            requests,
-            weight,
-        } = self;
         Ok(Opened {
+            fetched: self,
             toc,
             toc_digest,
-            blob,
-            tail,
-            peer,
-            requests,
-            weight,
         })
     }
 }
 
 /// Returns the name of an image and the registry that has it.
-pub fn find(upstreams: &Upstreams, reference: &str) -> Result<(ImageName, Source), NotLazy> {
+pub(crate) fn find(upstreams: &Upstreams, reference: &str) -> Result<(ImageName, Source), NotLazy> {
     let bad = |error: crate::oci::name::ParseImageNameError| {
         NotLazy::Reference(reference.to_owned(), error.reason)
     };
@@ -188,7 +151,7 @@ pub fn find(upstreams: &Upstreams, reference: &str) -> Result<(ImageName, Source
 }
 
 /// Returns the TOC in the end of a blob. Blocking: a large TOC takes a second.
-pub fn read(tail: &Tail, toc_digest: &TocDigest) -> Result<Toc, NotLazy> {
+pub(crate) fn read(tail: &Tail, toc_digest: &TocDigest) -> Result<Toc, NotLazy> {
     let opening = Opening::new(tail, Limits::default())?;
     let section = opening.section_in(tail)?;
     Ok(opening.verified(&section, toc_digest)?)
@@ -198,7 +161,10 @@ pub fn read(tail: &Tail, toc_digest: &TocDigest) -> Result<Toc, NotLazy> {
 ///
 /// # Errors
 /// If the manifest cannot be fetched, or the labels do not say which manifest it is.
-pub async fn toc_digests(upstreams: &Upstreams, spec: &LayerSpec) -> Result<TocDigests, NotLazy> {
+pub(crate) async fn toc_digests(
+    upstreams: &Upstreams,
+    spec: &LayerSpec,
+) -> Result<TocDigests, NotLazy> {
     let (name, source) = find(upstreams, &spec.reference)?;
     let by_digest = spec.manifest_digest.clone().map(Reference::Digest);
     let Some(reference) = by_digest.or_else(|| name.reference()) else {
@@ -214,7 +180,7 @@ pub async fn toc_digests(upstreams: &Upstreams, spec: &LayerSpec) -> Result<TocD
 ///
 /// # Errors
 /// If the manifest does not have the layer, or no TOC digest for it.
-pub fn declared(digests: &TocDigests, spec: &LayerSpec) -> Result<TocDigest, NotLazy> {
+pub(crate) fn declared(digests: &TocDigests, spec: &LayerSpec) -> Result<TocDigest, NotLazy> {
     let layer = digests.get(&spec.digest);
     let layer = layer.ok_or_else(|| NotLazy::NotInManifest(spec.reference.clone()))?;
     layer.clone().ok_or(NotLazy::NoTocDigest)

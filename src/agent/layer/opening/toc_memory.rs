@@ -30,7 +30,7 @@ const AHEAD_SHARE: u64 = 2;
 /// Opening a layer takes from `ahead` first if no client has asked for it, then from `sections`,
 /// then from `parsing`, once each, so there is no deadlock.
 #[derive(Debug, Clone)]
-pub struct TocMemory {
+pub(crate) struct TocMemory {
     ahead: Budget,
     sections: Budget,
     parsing: Budget,
@@ -40,7 +40,7 @@ pub struct TocMemory {
 
 /// The memory of a compressed TOC, released on drop.
 #[derive(Debug)]
-pub struct SectionWeight {
+pub(crate) struct SectionWeight {
     ahead: Option<Weight>,
     section: Weight,
 }
@@ -59,7 +59,7 @@ impl Default for TocMemory {
 
 impl SectionWeight {
     /// Returns all but `bytes`, once the real size replaces a guess.
-    pub fn shrink_to(&mut self, bytes: u64) {
+    pub(crate) fn shrink_to(&mut self, bytes: u64) {
         let Self { ahead, section } = self;
         section.shrink_to(bytes);
         if let Some(ahead) = ahead {
@@ -71,7 +71,7 @@ impl SectionWeight {
 impl TocMemory {
     /// Returns the memory for layers that no client has asked for yet.
     #[must_use]
-    pub fn ahead(&self) -> Self {
+    pub(crate) fn ahead(&self) -> Self {
         Self {
             is_ahead: true,
             ..self.clone()
@@ -83,7 +83,7 @@ impl TocMemory {
     /// # Errors
     /// If a TOC of this size exceeds the whole budget. Layers that no client has asked for do not
     /// wait: if their share is full.
-    pub async fn section(&self, bytes: u64) -> Result<SectionWeight, Full> {
+    pub(crate) async fn section(&self, bytes: u64) -> Result<SectionWeight, Full> {
         let ahead = self.is_ahead.then(|| self.ahead.try_take(bytes));
         let ahead = ahead.transpose()?;
         let section = self.sections.take(bytes).await?;
@@ -94,7 +94,7 @@ impl TocMemory {
     ///
     /// # Errors
     /// If a TOC of this size exceeds the whole budget.
-    pub async fn parsing(&self, json_bytes: u64) -> Result<Weight, Full> {
+    pub(crate) async fn parsing(&self, json_bytes: u64) -> Result<Weight, Full> {
         let tree = json_bytes.saturating_mul(TREE_GROWTH).min(MAX_TREE);
         self.parsing.take(json_bytes.saturating_add(tree)).await
     }
@@ -103,7 +103,7 @@ impl TocMemory {
     ///
     /// # Errors
     /// If the mounted layers take too much.
-    pub fn tree(&self, toc: &Toc) -> Result<Weight, Full> {
+    pub(crate) fn tree(&self, toc: &Toc) -> Result<Weight, Full> {
         let (nodes, chunks) = (toc.len() as u64, toc.chunk_count() as u64);
         let data = chunks.min(nodes) * FILE + chunks * CHUNK;
         self.trees.try_take(toc.memory_bytes() + data)

@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use crate::agent::layer::spec::{self, LayerSpec};
+use crate::agent::numbers::LayerNumber;
 use crate::agent::snapshots::Parent;
 use crate::oci::Digest;
 use crate::profile::Stack;
 
 /// All layers of an image, and the numbers of those that are mounted.
 #[derive(Debug, Clone)]
-pub struct ImageLayers {
+pub(crate) struct ImageLayers {
     pub stack: Stack,
     /// The number of layers.
     pub count: u32,
     /// The layers that are mounted lazily: place, counted from the bottom, and number.
-    pub mounted: Arc<[(u32, u64)]>,
+    pub mounted: Arc<[(u32, LayerNumber)]>,
     /// The number of layers that are present, mounted or unpacked.
     present: u32,
 }
@@ -22,7 +23,7 @@ pub struct ImageLayers {
 impl ImageLayers {
     /// Returns the image under a container, from its snapshots `parents`, bottom first. `None` if a
     /// snapshot does not say which layer it is.
-    pub fn for_container(parents: &[Parent]) -> Option<Self> {
+    pub(crate) fn for_container(parents: &[Parent]) -> Option<Self> {
         Self::of(parents, &[])
     }
 
@@ -32,7 +33,7 @@ impl ImageLayers {
     ///
     /// The snapshots below may have come with other images, and the label of the lowest layer may
     /// describe one of those. Therefore only the list of this layer is used.
-    pub fn for_layer(parents: &[Parent], spec: &LayerSpec) -> Option<Self> {
+    pub(crate) fn for_layer(parents: &[Parent], spec: &LayerSpec) -> Option<Self> {
         (spec.image_layers.first() == Some(&spec.digest))
             .then(|| Self::of(parents, &spec.image_layers))
             .flatten()
@@ -63,7 +64,7 @@ impl ImageLayers {
 
     /// Returns the image with its next layer mounted.
     #[must_use]
-    pub fn with(self, number: u64) -> Self {
+    pub(crate) fn with(self, number: LayerNumber) -> Self {
         let mounted = self
             .mounted
             .iter()
@@ -93,7 +94,7 @@ mod tests {
         );
         Parent {
             labels: [label].into(),
-            lazy,
+            lazy: lazy.map(LayerNumber),
         }
     }
 
@@ -114,9 +115,12 @@ mod tests {
         let parents = [parent("a", Some(4)), parent("b", None)];
         let image = ImageLayers::for_layer(&parents, &spec(&["c", "d"]))
             .unwrap()
-            .with(9);
+            .with(LayerNumber(9));
         assert_eq!(image.stack, Stack::of(&["a", "b", "c", "d"].map(digest)));
-        assert_eq!((image.count, &*image.mounted), (4, &[(0, 4), (2, 9)][..]));
+        assert_eq!(
+            (image.count, &*image.mounted),
+            (4, &[(0, LayerNumber(4)), (2, LayerNumber(9))][..])
+        );
         assert!(
             ImageLayers::for_layer(&parents, &spec(&["d"])).is_none(),
             "the list is of another layer"
@@ -131,7 +135,7 @@ mod tests {
         );
         let nameless = Parent {
             labels: Default::default(),
-            lazy: Some(1),
+            lazy: Some(LayerNumber(1)),
         };
         assert!(ImageLayers::for_container(&[nameless]).is_none());
     }

@@ -21,12 +21,12 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
-pub use self::image::ImageLayers;
-pub use self::profile_fetch::MountedLayer;
-pub use self::profile_fetch::PrefetchGate;
+pub(crate) use self::image::ImageLayers;
+pub(crate) use self::profile_fetch::MountedLayer;
+pub(crate) use self::profile_fetch::PrefetchGate;
 use self::profile_fetch::{ProfileFetch, Status};
 pub(crate) use self::progress::Progress;
-pub use self::progress::{ProfileReport, State};
+pub(crate) use self::progress::{ProfileReport, State};
 pub(crate) use self::source::ProfileSource;
 use crate::agent::config::Config;
 use crate::agent::layer::Layer;
@@ -65,7 +65,7 @@ pub(crate) enum Trigger {
 
 /// The profiles of the images that are mounted.
 #[derive(Debug)]
-pub struct Profiles {
+pub(crate) struct Profiles {
     is_on: bool,
     limit: u64,
     memory: Budget,

@@ -50,7 +50,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A mounted layer of the image.
 #[derive(Debug, Clone)]
-pub struct MountedLayer {
+pub(crate) struct MountedLayer {
     /// Counted from the bottom of the image.
     pub place: u32,
     pub layer: Arc<Layer>,
@@ -67,7 +67,7 @@ pub(super) enum Status {
 
 /// The right to wait until the files of a layer's profile have been fetched.
 #[derive(Debug)]
-pub struct PrefetchGate {
+pub(crate) struct PrefetchGate {
     pub(super) status: watch::Receiver<Status>,
     pub(super) announcement: u64,
 }

@@ -13,7 +13,7 @@ use crate::profile::{Stack, Workload};
 /// The state of a requested profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum State {
+pub(crate) enum State {
     Asked,
     /// The server has none, or did not return one.
     None,
@@ -23,7 +23,7 @@ pub enum State {
 
 /// A profile that was requested.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ProfileReport {
+pub(crate) struct ProfileReport {
     pub image: String,
     pub stack: Stack,
     pub workload: Workload,

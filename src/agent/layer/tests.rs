@@ -1,4 +1,4 @@
-//! Reads of a layer in this process, from registries that fail on demand.
+//! Reads of a layer from registries that fail on demand.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
@@ -6,19 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use starlift::agent::layer::Layer;
-use starlift::agent::layer::data::{DataStore, Limits};
-use starlift::agent::layer::fetch::{FetchError, Fetcher, Reason};
-use starlift::agent::layer::opening::remote::{self, NotLazy};
-use starlift::agent::layer::opening::toc_memory::TocMemory;
-use starlift::agent::layer::spec::LayerSpec;
-use starlift::agent::layer::tree::Tree;
-use starlift::registry::{self, UpstreamConfig};
-use starlift::transport::Upstreams;
 
-use crate::support::eventually::eventually;
-use crate::support::lazy::{CHUNK, Layer as Blob};
+use super::Layer;
+use super::data::{DataStore, Limits};
+use super::fetch::{FetchError, Fetcher, Reason};
+use super::opening::remote::{self, NotLazy, Opened, TocDigest};
+use super::opening::toc_memory::TocMemory;
+use super::tree::Tree;
+use crate::eventually::eventually;
+use crate::registry::{self, UpstreamConfig};
+use crate::support::layer::{CHUNK, Layer as Blob};
 use crate::support::registry::{Gate, Registry};
+use crate::transport::Upstreams;
 
 /// Enough for two runs of small chunks at once: each takes half a megabyte and its largest chunk.
 const LITTLE: u64 = 2 << 20;
@@ -61,16 +60,12 @@ impl World {
         Upstreams::new(&config).unwrap()
     }
 
-    fn spec(&self) -> LayerSpec {
-        LayerSpec {
-            reference: "registry.example/library/app:v1".to_owned(),
-            digest: self.blob.digest.clone(),
-            toc_digest: Some(self.blob.toc_digest.clone()),
-            manifest_digest: None,
-            image_layers: Vec::new(),
-            layers_above: Vec::new(),
-            labels: Default::default(),
-        }
+    async fn open(&self) -> Result<Opened, NotLazy> {
+        let (upstreams, memory) = (self.upstreams(), TocMemory::default());
+        let reference = "registry.example/library/app:v1";
+        let fetched = remote::fetch(&upstreams, reference, &self.blob.digest, &memory).await?;
+        let toc_digest = TocDigest::Json(self.blob.toc_digest.clone());
+        fetched.verified(toc_digest, &memory).await
     }
 
     fn store(&self) -> DataStore {
@@ -91,13 +86,11 @@ impl World {
     }
 
     async fn layer_in(&self, store: DataStore, memory: u64) -> Arc<Layer> {
-        let opened = remote::open(&self.upstreams(), &self.spec(), &TocMemory::default())
-            .await
-            .unwrap();
+        let opened = self.open().await.unwrap();
         let tree = Tree::new(opened.toc, "state", Vec::new()).unwrap();
         let data = store.layer("layer", Arc::new(tree)).unwrap();
         let fetcher = Fetcher::new(Arc::new(store), 8 << 20, memory);
-        Arc::new(Layer::new(data, opened.blob, fetcher))
+        Arc::new(Layer::new(data, opened.fetched.blob, fetcher))
     }
 
     /// Makes a registry return wrong bytes for the blob, except for the end with the TOC.
@@ -256,7 +249,7 @@ async fn a_layer_whose_registry_reports_a_wrong_length_is_not_lazy() {
             .on("/blobs/")
             .with_header("content-range", "bytes 0-99999999999/100000000000");
     }
-    let outcome = remote::open(&world.upstreams(), &world.spec(), &TocMemory::default()).await;
+    let outcome = world.open().await;
     assert!(
         matches!(outcome, Err(NotLazy::Upstream(_) | NotLazy::Open(_))),
         "{outcome:?}"
