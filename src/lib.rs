@@ -17,6 +17,10 @@
     )
 )]
 
+/// The name by which `support` knows this crate.
+#[cfg(all(test, feature = "agent"))]
+extern crate self as starlift;
+
 #[cfg(feature = "agent")]
 pub mod agent;
 /// Only the configuration: one file serves programs with and without the node.
@@ -79,6 +83,20 @@ pub mod serve {
 mod shares;
 mod signals;
 pub mod store;
+/// The peers and inputs of `tests/it` that unit tests of the node use too.
+#[cfg(all(test, feature = "agent"))]
+#[expect(
+    dead_code,
+    unused_imports,
+    reason = "modules of the tests, used here in part"
+)]
+#[path = "../tests/it/support"]
+mod support {
+    pub(crate) mod image;
+    pub(crate) mod layer;
+    pub(crate) mod random_tar;
+    pub(crate) mod registry;
+}
 pub mod telemetry;
 mod tempfiles;
 pub mod tocs;

@@ -157,11 +157,11 @@ pub struct ImageRule {
 
 /// The settings that apply to one image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Policy {
-    pub(super) lazy: bool,
-    pub(super) prefetch: bool,
-    pub(super) background: Background,
-    pub(super) workload: Workload,
+pub(crate) struct Policy {
+    pub(crate) lazy: bool,
+    pub(crate) prefetch: bool,
+    pub(crate) background: Background,
+    pub(crate) workload: Workload,
 }
 
 impl Default for Config {

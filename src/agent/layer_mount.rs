@@ -9,9 +9,21 @@
 
 use std::path::{Path, PathBuf};
 
+use super::numbers::LayerNumber;
+
+/// Returns the directory of the EROFS mounts of layers.
+pub(crate) fn erofs_folder(root: &Path) -> PathBuf {
+    root.join("erofs")
+}
+
+/// Returns the directory on which a layer is mounted as EROFS.
+pub(crate) fn erofs_mountpoint(root: &Path, number: LayerNumber) -> PathBuf {
+    erofs_folder(root).join(number.to_string())
+}
+
 /// One of the mounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum LayerMount {
+pub(crate) enum LayerMount {
     /// Answers requests for extended attributes.
     Full,
     /// Has no extended attributes.
@@ -21,12 +33,10 @@ pub enum LayerMount {
 }
 
 impl LayerMount {
-    pub const ALL: [Self; 3] = [Self::Full, Self::NoXattr, Self::Data];
-    /// The mounts that show trees.
-    pub const TREES: [Self; 2] = [Self::Full, Self::NoXattr];
+    pub(crate) const ALL: [Self; 3] = [Self::Full, Self::NoXattr, Self::Data];
 
     /// The directory on which the layers are mounted.
-    pub fn directory(self, root: &Path) -> PathBuf {
+    pub(crate) fn directory(self, root: &Path) -> PathBuf {
         root.join(match self {
             Self::Full => "lazy",
             Self::NoXattr => "lazy-noxattr",

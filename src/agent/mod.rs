@@ -1,57 +1,33 @@
 //! The node agent: a containerd snapshotter that mounts layers lazily.
 //!
 //! ```text
-//! containerd ─ gRPC ▶ server ▶ snapshotter ▶ snapshots (ordinary)   on disk
-//!                                        └─▶ layers (lazy)           records, mounts
-//! container ─ read(2) ▶ kernel ─ FUSE ▶ session ▶ fuse ▶ filesystem ▶ layer ▶ data
-//!                         └ EROFS ─┘            a registry ◀ upstream ◀ fetch ◀─┘
+//! containerd ─ gRPC ▶ service ─▶ snapshots (ordinary)   on disk
+//!                          └───▶ layers (lazy)          records, mounts, prefetch
+//! container ─ read(2) ▶ kernel ─ FUSE ▶ fuse ▶ layers ▶ layer ▶ its data file
+//!                         └ EROFS ─┘                      └─ a registry
 //! ```
-//! `profiles` sends a Starlift server the files that containers read at their start, and prefetches
-//! the files that other nodes reported. `run` composes the parts. `keeper` keeps the mount while
-//! the agent restarts. `api` serves the status. `observe` is a mount for one process, without
-//! containerd.
+//! `layer` is one layer on this node, `layers` are those that are mounted, and `erofs` and `fuse`
+//! show them. `prefetch` fetches what nobody has read yet, after the files that the image's profile
+//! names. `service` answers containerd, `credentials` learns the logins of its pulls, and `daemon`
+//! composes the parts and lets the mounts outlive the process. `observe` is a mount for one process,
+//! without containerd.
 
-pub mod api;
-mod attach;
-pub mod config;
-pub mod cri;
-pub mod data;
-pub mod erofs;
-pub mod fetch;
-pub mod filesystem;
-pub mod filter;
-pub mod fuse;
-pub mod keeper;
-pub mod layer;
-pub mod layer_mount;
-pub mod layers;
-pub mod mount;
-mod mounted;
-pub mod mountpoint;
-mod native;
-pub mod notify;
-pub mod observe;
-mod opening;
-mod patience;
-pub mod prefetch;
-pub mod profiles;
-mod pulls;
-mod read_ahead;
-pub mod recorder;
-pub mod records;
-pub mod remote;
-pub mod report;
-pub mod request_timeout;
-pub mod root;
-pub mod run;
-pub mod server;
-pub mod session;
-pub mod snapshots;
-pub mod snapshotter;
-pub mod spec;
-mod status;
-pub mod toc_memory;
-pub mod tree;
-mod unreachable;
+pub(crate) mod config;
+pub(crate) mod credentials;
+pub(crate) mod daemon;
+pub(crate) mod erofs;
+pub(crate) mod fuse;
+pub(crate) mod layer;
+pub(crate) mod layer_mount;
+pub(crate) mod layers;
+pub(crate) mod mountpoint;
+pub(crate) mod numbers;
+pub(crate) mod observe;
+pub(crate) mod prefetch;
+pub(crate) mod service;
+pub(crate) mod snapshots;
 
-pub use config::Config;
+/// The agent's section of a configuration file.
+pub use config::{Background, Config, DriverKind, ImageRule, KeeperKind};
+/// The proxy that learns the logins of pods' pulls.
+pub use credentials::{CriCredentials, ImageService};

@@ -18,7 +18,7 @@ const READ_AHEAD_KIB: &str = "512";
 
 /// A mount in its place.
 #[derive(Debug)]
-pub struct Mountpoint {
+pub(crate) struct Mountpoint {
     path: PathBuf,
     /// The device number of the file system.
     device: u64,
@@ -29,7 +29,7 @@ pub struct Mountpoint {
 impl Mountpoint {
     /// Creates the mountpoint `path` of the file system `device`. `spare` is a clone that an
     /// earlier agent made.
-    pub fn new(path: &Path, device: u64, spare: Option<OwnedFd>) -> Self {
+    pub(crate) fn new(path: &Path, device: u64, spare: Option<OwnedFd>) -> Self {
         let mut mountpoint = Self {
             path: path.to_owned(),
             device,
@@ -41,18 +41,18 @@ impl Mountpoint {
         mountpoint
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Returns the clone, for a keeper.
-    pub fn spare(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn spare(&self) -> Option<BorrowedFd<'_>> {
         self.spare.as_ref().map(|spare| spare.as_fd())
     }
 
     /// Whether the topmost file system mounted here is this one. Asks the kernel, which does not
     /// ask the agent.
-    pub fn is_in_place(&self) -> bool {
+    pub(crate) fn is_in_place(&self) -> bool {
         device_at(&self.path).is_ok_and(|device| device == self.device)
     }
 
@@ -60,7 +60,7 @@ impl Mountpoint {
     ///
     /// # Errors
     /// If there is no clone, or it cannot be moved.
-    pub fn put_back(&mut self) -> io::Result<()> {
+    pub(crate) fn put_back(&mut self) -> io::Result<()> {
         let spare = self
             .spare
             .take()
@@ -91,7 +91,7 @@ impl Mountpoint {
 }
 
 /// Returns the device number of the file system at `path`.
-pub fn device_at(path: &Path) -> io::Result<u64> {
+pub(crate) fn device_at(path: &Path) -> io::Result<u64> {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     let found = rustix::fs::statx(CWD, path, flags, StatxFlags::empty())?;
     Ok(rustix::fs::makedev(
@@ -102,7 +102,7 @@ pub fn device_at(path: &Path) -> io::Result<u64> {
 
 /// Unmounts everything that is mounted on `at`. Open files keep a file system alive. Returns
 /// whether anything was mounted.
-pub fn clear(at: &Path) -> io::Result<bool> {
+pub(crate) fn clear(at: &Path) -> io::Result<bool> {
     let mut was_mounted = false;
     while mounted(at)?.is_some() {
         rustix::mount::unmount(at, UnmountFlags::DETACH)?;
@@ -112,7 +112,7 @@ pub fn clear(at: &Path) -> io::Result<bool> {
 }
 
 /// Whether anything is mounted on `at`.
-pub fn is_mounted(at: &Path) -> io::Result<bool> {
+pub(crate) fn is_mounted(at: &Path) -> io::Result<bool> {
     Ok(mounted(at)?.is_some())
 }
 
@@ -120,7 +120,7 @@ pub fn is_mounted(at: &Path) -> io::Result<bool> {
 /// cost.
 ///
 /// Looks the mount up in /proc, because a look at the directory itself would ask the agent.
-pub fn read_further_ahead(at: &Path) {
+pub(crate) fn read_further_ahead(at: &Path) {
     let set = mounted(at).and_then(|device| {
         let device = device.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         fs::write(

@@ -10,16 +10,17 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
-pub use super::attach::MountError;
-use super::attach::attach;
-use super::config::{Background, Config, KeeperKind};
-use super::layer_mount::LayerMount;
-use super::layers::{Layers, NotLazy};
-use super::mountpoint;
-pub use super::recorder::Recording;
-use super::recorder::Used;
-use super::session::Device;
-use super::spec::LayerSpec;
+use crate::agent::config::{Background, Config, KeeperKind};
+use crate::agent::fuse::Device;
+pub(crate) use crate::agent::fuse::MountError;
+use crate::agent::fuse::attach;
+use crate::agent::layer::spec::LayerSpec;
+use crate::agent::layer_mount::LayerMount;
+pub(crate) use crate::agent::layers::recorder::Recording;
+use crate::agent::layers::recorder::Used;
+use crate::agent::layers::{Layers, NotLazy};
+use crate::agent::mountpoint;
+use crate::agent::numbers::LayerNumber;
 use crate::transport::Upstreams;
 
 /// A workload that opens more files than this gains nothing from having them all first.
@@ -27,15 +28,15 @@ const MAX_FILES: usize = 1 << 20;
 
 /// The mount. Unmounted on drop.
 #[derive(Debug)]
-pub struct Observatory {
+pub(crate) struct Observatory {
     layers: Arc<Layers>,
     mountpoint: PathBuf,
 }
 
 /// A layer that is mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shown {
-    number: u64,
+pub(crate) struct Shown {
+    number: LayerNumber,
     pub path: PathBuf,
 }
 
@@ -44,7 +45,7 @@ impl Observatory {
     ///
     /// # Errors
     /// If this process may not mount, or there is no /dev/fuse.
-    pub async fn mount(root: &Path, upstreams: Upstreams) -> Result<Self, MountError> {
+    pub(crate) async fn mount(root: &Path, upstreams: Upstreams) -> Result<Self, MountError> {
         let config = Config {
             root: root.to_owned(),
             prefetch: false,
@@ -73,7 +74,7 @@ impl Observatory {
     ///
     /// # Errors
     /// If it cannot be read lazily.
-    pub async fn show(&self, layer: &LayerSpec) -> Result<Shown, NotLazy> {
+    pub(crate) async fn show(&self, layer: &LayerSpec) -> Result<Shown, NotLazy> {
         let number = self.layers.mount(layer, None).await?;
         Ok(Shown {
             number,
@@ -82,7 +83,7 @@ impl Observatory {
     }
 
     /// Records the files of `layers` that are read from now on.
-    pub fn begin(&self, layers: &[Shown]) -> Recording {
+    pub(crate) fn begin(&self, layers: &[Shown]) -> Recording {
         self.layers
             .recorder()
             .begin(layers.iter().map(|shown| shown.number), MAX_FILES)
@@ -90,16 +91,16 @@ impl Observatory {
 
     /// Ends the recording and returns the files in the order of first use, each with the index of
     /// its layer in `layers` and its path there.
-    pub fn end(&self, recording: Recording, layers: &[Shown]) -> Vec<(usize, Vec<u8>)> {
+    pub(crate) fn end(&self, recording: Recording, layers: &[Shown]) -> Vec<(usize, Vec<u8>)> {
         let files = recording.end();
-        let places: HashMap<u64, usize> =
+        let places: HashMap<LayerNumber, usize> =
             layers.iter().map(|shown| shown.number).zip(0..).collect();
         let mut paths = HashMap::new();
         for shown in layers {
-            let Some(mount) = self.layers.by_number(shown.number) else {
+            let Some(mount) = self.layers.table().by_number(shown.number) else {
                 continue;
             };
-            let Ok(layer) = self.layers.layer(&mount) else {
+            let Ok(layer) = self.layers.table().layer(&mount) else {
                 continue;
             };
             let ids = files

@@ -14,12 +14,13 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use toml::Table;
 
-use crate::agent::api::ApiError;
-use crate::agent::data::FreeSpace;
+use crate::agent;
+use crate::agent::daemon::api;
+use crate::agent::daemon::api::ApiError;
 use crate::agent::erofs::{Driver, DriverReport};
-use crate::agent::report::Report;
-use crate::agent::request_timeout::{self, ReadLimits};
-use crate::agent::{self, api};
+use crate::agent::fuse::request_timeout::{self, ReadLimits};
+use crate::agent::layer::data::FreeSpace;
+use crate::agent::layers::report::Report;
 use crate::containerd::program::Program;
 use crate::containerd::version::Version;
 pub(crate) use check::{Check, State, text};

@@ -8,8 +8,8 @@ use super::mounts::RootFs;
 use super::user::User;
 use super::workload::{Mount, Workload};
 
+use crate::agent::layer::spec::LayerSpec;
 use crate::agent::observe::{Observatory, Recording, Shown};
-use crate::agent::spec::LayerSpec;
 use crate::failure::Failure;
 use crate::oci::Digest;
 use crate::registry::{self, UpstreamConfig};

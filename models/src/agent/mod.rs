@@ -1,6 +1,3 @@
-//! The node's cache and the table of pending chunks: the product's own files.
+//! The node's cache and the table of pending chunks.
 
-#[path = "../../../src/agent/data/mod.rs"]
-pub mod data;
-pub mod fetch;
-pub mod tree;
+pub mod layer;

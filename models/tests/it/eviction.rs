@@ -1,4 +1,4 @@
-//! `src/agent/data/` and `src/agent/fetch/pending.rs`: chunks of a layer are read and fetched while
+//! `src/agent/layer/data/` and `src/agent/layer/fetch/pending.rs`: chunks of a layer are read and fetched while
 //! others of them are evicted from its data file, and while a kernel reads the file.
 
 use std::num::NonZeroUsize;
@@ -10,9 +10,9 @@ use estargz::pool::Pool;
 use estargz::toc::Limits as TocLimits;
 use estargz::write::{Options, write};
 use estargz::{Footer, UnverifiedToc, footer};
-use models::agent::data::{DataStore, LayerData, Limits};
-use models::agent::fetch::{FetchError, Fetcher, Registry};
-use models::agent::tree::Tree;
+use models::agent::layer::data::{DataStore, LayerData, Limits};
+use models::agent::layer::fetch::{FetchError, Fetcher, Registry};
+use models::agent::layer::tree::Tree;
 use shuttle::future::{block_on, spawn, yield_now};
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, Runner, thread};

@@ -12,7 +12,7 @@ use crate::telemetry::log::chain;
 /// How a layer's files are shown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Driver {
+pub(crate) enum Driver {
     Erofs,
     #[default]
     Fuse,
@@ -20,7 +20,7 @@ pub enum Driver {
 
 /// The driver of new layers, and the reason for it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DriverReport {
+pub(crate) struct DriverReport {
     pub driver: Driver,
     pub reason: String,
     /// Whether the configuration left no choice.
@@ -28,7 +28,7 @@ pub struct DriverReport {
 }
 
 impl Driver {
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Erofs => "erofs",
             Self::Fuse => "fuse",

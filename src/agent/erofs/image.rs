@@ -14,8 +14,9 @@ use erofs_metadata::{Attributes, Data, Image, ImageError, Kind, NodeId, Time};
 use estargz::toc;
 use sha2::{Digest as _, Sha256};
 
-use crate::agent::data::{BLOCK, LayerData, Places};
-use crate::agent::tree::{self, Content, FileId, Tree};
+use crate::agent::layer::data::{BLOCK, LayerData, Places};
+use crate::agent::layer::tree::{self, Content, FileId, Tree};
+use crate::agent::numbers::LayerNumber;
 
 /// Changes whenever the same TOC gives another image: overlayfs remembers inode numbers of the
 /// image by its UUID.
@@ -32,7 +33,7 @@ const TRAILER_LEN: usize = 16 + 32;
 pub(super) struct Identity([u8; 16]);
 
 #[derive(Debug, thiserror::Error)]
-pub enum WriteError {
+pub(crate) enum WriteError {
     #[error("layer cannot be expressed as EROFS")]
     Image(#[from] ImageError),
     #[error("metadata image not written")]
@@ -43,7 +44,7 @@ pub enum WriteError {
 
 impl Identity {
     /// `name` is that of the data file.
-    pub(super) fn of(number: u64, name: &str) -> Self {
+    pub(super) fn of(number: LayerNumber, name: &str) -> Self {
         let text = format!("{FORMAT}\n{number}\n{name}");
         let [hash @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _]: [u8; 32] =
             Sha256::digest(text).into();
@@ -52,7 +53,7 @@ impl Identity {
 }
 
 /// Writes the image of the layer with this number, in place of any that exists.
-pub(super) fn write(path: &Path, data: &LayerData, number: u64) -> Result<(), WriteError> {
+pub(super) fn write(path: &Path, data: &LayerData, number: LayerNumber) -> Result<(), WriteError> {
     let identity = Identity::of(number, data.name());
     let image = image(data.tree(), data.places(), identity)?;
     let new = path.with_extension("new");
@@ -209,8 +210,8 @@ fn attributes(found: &tree::Attributes) -> Attributes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::data::tests::tree;
-    use crate::agent::data::{DataStore, Limits};
+    use crate::agent::layer::data::tests::tree;
+    use crate::agent::layer::data::{DataStore, Limits};
 
     fn written(path: &Path, number: u64) -> Vec<u8> {
         let folder = tempfile::tempdir().unwrap();
@@ -222,7 +223,7 @@ mod tests {
         };
         let store = DataStore::open(folder.path(), limits).unwrap();
         let data = store.layer("name", tree).unwrap();
-        write(path, &data, number).unwrap();
+        write(path, &data, LayerNumber(number)).unwrap();
         fs::read(path).unwrap()
     }
 
@@ -245,11 +246,11 @@ mod tests {
     fn an_image_that_is_torn_or_of_another_layer_is_not_intact() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("image");
-        let one = Identity::of(1, "name");
+        let one = Identity::of(LayerNumber(1), "name");
         assert!(!is_intact(&path, one));
         let bytes = written(&path, 1);
         assert!(is_intact(&path, one));
-        assert!(!is_intact(&path, Identity::of(2, "name")));
+        assert!(!is_intact(&path, Identity::of(LayerNumber(2), "name")));
         for length in [0, 100, bytes.len() / 2, bytes.len() - 1] {
             fs::write(&path, &bytes[..length]).unwrap();
             assert!(!is_intact(&path, one), "{length}");

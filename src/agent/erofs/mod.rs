@@ -14,8 +14,7 @@ mod mount;
 mod mounts;
 mod probe;
 
-pub use driver::{Driver, DriverReport};
-pub use image::WriteError;
-pub use mounts::{ErofsMounts, clear, folder, mountpoint};
+pub(crate) use driver::{Driver, DriverReport};
+pub(crate) use mounts::{ErofsMounts, clear};
 pub(super) use probe::{NAME as PROBE, SIZE as PROBE_SIZE};
-pub use probe::{Probe, ProbeError};
+pub(crate) use probe::{Probe, ProbeError};

@@ -14,6 +14,7 @@ use rustix::mount::{
 };
 
 use crate::agent::mountpoint;
+use crate::agent::numbers::LayerNumber;
 
 /// The kernel's messages about a failed mount that are reported.
 const MAX_MESSAGES: usize = 4;
@@ -100,7 +101,7 @@ pub(super) fn bind(tree: &Path, at: &Path) -> io::Result<()> {
 
 /// Returns the numbered mountpoints in `folder`, and whether the topmost mount there is EROFS
 /// (proc_pid_mountinfo(5)).
-pub(super) fn mounted_in(folder: &Path) -> io::Result<HashMap<u64, bool>> {
+pub(super) fn mounted_in(folder: &Path) -> io::Result<HashMap<LayerNumber, bool>> {
     let table = fs::read("/proc/self/mountinfo")?;
     let mut prefix = mountpoint::escape(folder.as_os_str().as_bytes());
     prefix.push(b'/');
@@ -111,10 +112,10 @@ pub(super) fn mounted_in(folder: &Path) -> io::Result<HashMap<u64, bool>> {
         .collect())
 }
 
-fn numbered(line: &[u8], prefix: &[u8]) -> Option<(u64, bool)> {
+fn numbered(line: &[u8], prefix: &[u8]) -> Option<(LayerNumber, bool)> {
     let mut fields = line.split(|byte| *byte == b' ');
     let name = fields.nth(4)?.strip_prefix(prefix)?;
-    let number = std::str::from_utf8(name).ok()?.parse().ok()?;
+    let number = LayerNumber::from_name(name)?;
     // The fields before the separator vary in number.
     let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
     Some((number, kind == b"erofs"))
@@ -130,8 +131,14 @@ mod tests {
             format!("36 35 0:42 / {path} ro,nosuid shared:1 - {kind} source ro").into_bytes()
         };
         let found = |path, kind| numbered(&line(path, kind), b"/a\\040b/erofs/");
-        assert_eq!(found("/a\\040b/erofs/7", "erofs"), Some((7, true)));
-        assert_eq!(found("/a\\040b/erofs/7", "fuse.starlift"), Some((7, false)));
+        assert_eq!(
+            found("/a\\040b/erofs/7", "erofs"),
+            Some((LayerNumber(7), true))
+        );
+        assert_eq!(
+            found("/a\\040b/erofs/7", "fuse.starlift"),
+            Some((LayerNumber(7), false))
+        );
         for path in [
             "/a\\040b/erofs/probe",
             "/a\\040b/erofs/7/x",

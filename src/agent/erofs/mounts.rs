@@ -18,28 +18,21 @@ use rustix::fs::{Advice, fadvise};
 
 use super::image::{self, Identity, WriteError};
 use super::mount;
-use crate::agent::data::{Hold, LayerData};
-use crate::agent::layer_mount::LayerMount;
+use crate::agent::layer::data::{Hold, LayerData};
+use crate::agent::layer_mount::{
+    LayerMount, erofs_folder as folder, erofs_mountpoint as mountpoint_of,
+};
 use crate::agent::mountpoint;
+use crate::agent::numbers::LayerNumber;
 use crate::telemetry::log::chain;
 
 const NATIVE: &str = "native";
-
-/// Returns the directory of the mountpoints.
-pub fn folder(root: &Path) -> PathBuf {
-    root.join("erofs")
-}
-
-/// Returns the directory on which a layer is mounted.
-pub fn mountpoint(root: &Path, number: u64) -> PathBuf {
-    folder(root).join(number.to_string())
-}
 
 /// Unmounts all layers. Open files keep a file system alive.
 ///
 /// # Errors
 /// If the kernel does not unmount one of them.
-pub fn clear(root: &Path) -> io::Result<()> {
+pub(crate) fn clear(root: &Path) -> io::Result<()> {
     let folder = folder(root);
     mount::mounted_in(&folder)?
         .into_keys()
@@ -48,7 +41,7 @@ pub fn clear(root: &Path) -> io::Result<()> {
 
 /// The EROFS mounts of one root.
 #[derive(Debug)]
-pub struct ErofsMounts {
+pub(crate) struct ErofsMounts {
     root: PathBuf,
     /// Held while anything is mounted or unmounted.
     work: Mutex<()>,
@@ -60,9 +53,9 @@ pub struct ErofsMounts {
 struct State {
     /// The device number of the FUSE mount that serves the data files.
     device: Option<u64>,
-    backings: BTreeMap<u64, Backing>,
+    backings: BTreeMap<LayerNumber, Backing>,
     /// Layers that are about to be added.
-    expected: BTreeSet<u64>,
+    expected: BTreeSet<LayerNumber>,
 }
 
 /// The source of a mounted layer's content.
@@ -77,7 +70,7 @@ enum Backing {
 }
 
 impl ErofsMounts {
-    pub fn new(root: &Path) -> Self {
+    pub(crate) fn new(root: &Path) -> Self {
         Self {
             root: root.to_owned(),
             work: Mutex::default(),
@@ -86,12 +79,12 @@ impl ErofsMounts {
     }
 
     /// Sets the FUSE mount that serves the data files from now on.
-    pub fn set_device(&self, device: u64) {
+    pub(crate) fn set_device(&self, device: u64) {
         self.state.lock().device = Some(device);
     }
 
     /// Leaves a layer that is new to [`Self::add`].
-    pub fn expect(&self, number: u64) {
+    pub(crate) fn expect(&self, number: LayerNumber) {
         self.state.lock().expected.insert(number);
     }
 
@@ -99,7 +92,7 @@ impl ErofsMounts {
     ///
     /// # Errors
     /// If the layer cannot be expressed as EROFS, or the kernel does not mount it.
-    pub fn add(&self, number: u64, data: &LayerData) -> Result<(), WriteError> {
+    pub(crate) fn add(&self, number: LayerNumber, data: &LayerData) -> Result<(), WriteError> {
         let added = self.try_to_add(number, data);
         if added.is_err() {
             self.remove(number);
@@ -108,7 +101,7 @@ impl ErofsMounts {
         added
     }
 
-    fn try_to_add(&self, number: u64, data: &LayerData) -> Result<(), WriteError> {
+    fn try_to_add(&self, number: LayerNumber, data: &LayerData) -> Result<(), WriteError> {
         make_folder(&folder(&self.root))?;
         image::write(&self.image(number), data, number)?;
         let _work = self.work.lock();
@@ -116,7 +109,7 @@ impl ErofsMounts {
     }
 
     /// Mounts a layer over its file in the FUSE mount.
-    fn serve(&self, number: u64) -> io::Result<()> {
+    fn serve(&self, number: LayerNumber) -> io::Result<()> {
         let device = self.state.lock().device;
         let device = device.ok_or(io::ErrorKind::NotConnected)?;
         let data = LayerMount::Data
@@ -127,14 +120,14 @@ impl ErofsMounts {
         Ok(())
     }
 
-    fn set(&self, number: u64, backing: Backing) {
+    fn set(&self, number: LayerNumber, backing: Backing) {
         self.state.lock().backings.insert(number, backing);
     }
 
     /// Mounts a layer over `data`. A crash in between leaves no note, and the next agent mounts
     /// again.
-    fn mount(&self, number: u64, data: &Path, note: &str) -> io::Result<()> {
-        let (image, at) = (self.image(number), mountpoint(&self.root, number));
+    fn mount(&self, number: LayerNumber, data: &Path, note: &str) -> io::Result<()> {
+        let (image, at) = (self.image(number), mountpoint_of(&self.root, number));
         remove_file(&self.note(number))?;
         mount::mount(&image, data, &at)?;
         mountpoint::read_further_ahead(&at);
@@ -144,7 +137,7 @@ impl ErofsMounts {
     /// Mounts a layer over its data file if all of it is there and was compared with its digests.
     /// Containers that have it mounted keep the mount that they have. Does nothing if it is mounted
     /// so already.
-    pub fn make_native(&self, number: u64, data: &Arc<LayerData>) {
+    pub(crate) fn make_native(&self, number: LayerNumber, data: &Arc<LayerData>) {
         let _work = self.work.lock();
         let is_ready = || data.is_complete() && data.is_checked() && data.path().exists();
         if !self.is_served(number) || !is_ready() {
@@ -158,12 +151,12 @@ impl ErofsMounts {
         match self.mount(number, data.path(), NATIVE) {
             Ok(()) => {
                 self.set(number, Backing::Native(Some(hold)));
-                tracing::debug!(number, "complete layer mounted over its data file");
+                tracing::debug!(%number, "complete layer mounted over its data file");
             }
             Err(error) => {
-                tracing::warn!(number, %error, "complete layer not mounted over its data file");
+                tracing::warn!(%number, %error, "complete layer not mounted over its data file");
                 if let Err(error) = self.serve(number) {
-                    tracing::error!(number, %error, "layer not mounted");
+                    tracing::error!(%number, %error, "layer not mounted");
                 }
             }
         }
@@ -171,31 +164,31 @@ impl ErofsMounts {
 
     /// Mounts a layer that the kernel reads by itself over its file in the FUSE mount again. Containers
     /// that have it mounted keep the mount that they have. Returns whether the agent serves it now.
-    pub fn make_served(&self, number: u64) -> bool {
+    pub(crate) fn make_served(&self, number: LayerNumber) -> bool {
         let _work = self.work.lock();
         if !self.is_native(number) {
             return self.is_served(number);
         }
         match self.serve(number) {
             Ok(()) => {
-                tracing::debug!(number, "layer mounted over the FUSE mount again");
+                tracing::debug!(%number, "layer mounted over the FUSE mount again");
                 true
             }
             Err(error) => {
-                tracing::warn!(number, %error, "layer not mounted over the FUSE mount");
+                tracing::warn!(%number, %error, "layer not mounted over the FUSE mount");
                 false
             }
         }
     }
 
     /// Whether the agent serves a layer's content.
-    pub fn is_served(&self, number: u64) -> bool {
+    pub(crate) fn is_served(&self, number: LayerNumber) -> bool {
         let state = self.state.lock();
         matches!(state.backings.get(&number), Some(Backing::Served(_)))
     }
 
     /// Keeps the content of a layer in its place if a mount reads the data file itself.
-    pub fn hold(&self, number: u64, data: &Arc<LayerData>) {
+    pub(crate) fn hold(&self, number: LayerNumber, data: &Arc<LayerData>) {
         if let Some(Backing::Native(hold)) = self.state.lock().backings.get_mut(&number) {
             hold.get_or_insert_with(|| data.hold());
         }
@@ -204,11 +197,11 @@ impl ErofsMounts {
     /// Mounts every layer of `layers` again that is not mounted, or whose FUSE mount is gone. Each
     /// has its number and the name of its data file. `load` reads a layer from disk. `durable` returns
     /// the data file of a layer that is complete and survives a power cut.
-    pub fn restore(
+    pub(crate) fn restore(
         &self,
-        layers: impl Iterator<Item = (u64, String)>,
-        load: impl Fn(u64) -> Option<Arc<LayerData>>,
-        durable: impl Fn(u64) -> Option<PathBuf>,
+        layers: impl Iterator<Item = (LayerNumber, String)>,
+        load: impl Fn(LayerNumber) -> Option<Arc<LayerData>>,
+        durable: impl Fn(LayerNumber) -> Option<PathBuf>,
     ) {
         let _work = self.work.lock();
         let mounted = match mount::mounted_in(&folder(&self.root)) {
@@ -220,10 +213,10 @@ impl ErofsMounts {
                 continue;
             }
             match self.restore_one(number, &name, &load, &durable) {
-                Ok(()) => tracing::info!(number, layer = name, "layer mounted again"),
+                Ok(()) => tracing::info!(%number, layer = name, "layer mounted again"),
                 Err(error) => {
                     tracing::error!(
-                        number,
+                        %number,
                         layer = name,
                         error = chain(&error),
                         "layer not mounted as EROFS; its files are served by FUSE"
@@ -235,7 +228,7 @@ impl ErofsMounts {
     }
 
     /// Whether a layer is mounted and its content can be read, or is about to be.
-    fn is_mounted(&self, mounted: &HashMap<u64, bool>, number: u64) -> bool {
+    fn is_mounted(&self, mounted: &HashMap<LayerNumber, bool>, number: LayerNumber) -> bool {
         let State {
             device,
             backings,
@@ -262,10 +255,10 @@ impl ErofsMounts {
 
     fn restore_one(
         &self,
-        number: u64,
+        number: LayerNumber,
         name: &str,
-        load: impl Fn(u64) -> Option<Arc<LayerData>>,
-        durable: impl Fn(u64) -> Option<PathBuf>,
+        load: impl Fn(LayerNumber) -> Option<Arc<LayerData>>,
+        durable: impl Fn(LayerNumber) -> Option<PathBuf>,
     ) -> Result<(), WriteError> {
         let image = self.image(number);
         if !image::is_intact(&image, Identity::of(number, name)) {
@@ -285,28 +278,28 @@ impl ErofsMounts {
         Ok(())
     }
 
-    fn show_tree(&self, number: u64) {
+    fn show_tree(&self, number: LayerNumber) {
         let tree = LayerMount::Full
             .directory(&self.root)
             .join(number.to_string());
-        match mount::bind(&tree, &mountpoint(&self.root, number)) {
+        match mount::bind(&tree, &mountpoint_of(&self.root, number)) {
             Ok(()) => self.set(number, Backing::Tree),
-            Err(error) => tracing::error!(number, %error, "layer not mounted"),
+            Err(error) => tracing::error!(%number, %error, "layer not mounted"),
         }
     }
 
     /// Unmounts a layer, and deletes its files.
-    pub fn remove(&self, number: u64) {
+    pub(crate) fn remove(&self, number: LayerNumber) {
         let _work = self.work.lock();
         self.state.lock().backings.remove(&number);
-        let at = mountpoint(&self.root, number);
+        let at = mountpoint_of(&self.root, number);
         let removed = mountpoint::clear(&at)
             .and_then(|_| remove_file(&self.image(number)))
             .and_then(|()| remove_file(&self.note(number)))
             .and_then(|()| fs::remove_dir(&at));
         match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(number, %error, "EROFS mount of a layer not removed");
+                tracing::warn!(%number, %error, "EROFS mount of a layer not removed");
             }
             _ => {}
         }
@@ -314,7 +307,7 @@ impl ErofsMounts {
 
     /// Starts to read the image of a layer that is mounted here into the page cache. The kernel
     /// reads metadata page by page, so that a walk on a cold cache would wait for each of them.
-    pub fn read_ahead(&self, number: u64) {
+    pub(crate) fn read_ahead(&self, number: LayerNumber) {
         let advise = || {
             let image = File::open(self.image(number))?;
             fadvise(&image, 0, None, Advice::WillNeed).map_err(io::Error::from)
@@ -322,28 +315,28 @@ impl ErofsMounts {
         if self.is_known(number)
             && let Err(error) = advise()
         {
-            tracing::debug!(number, %error, "metadata image not read ahead");
+            tracing::debug!(%number, %error, "metadata image not read ahead");
         }
     }
 
     /// Whether a layer is mounted here.
-    pub fn is_known(&self, number: u64) -> bool {
+    pub(crate) fn is_known(&self, number: LayerNumber) -> bool {
         self.state.lock().backings.contains_key(&number)
     }
 
     /// Whether the kernel reads the layer's content without the agent.
-    pub fn is_native(&self, number: u64) -> bool {
+    pub(crate) fn is_native(&self, number: LayerNumber) -> bool {
         matches!(
             self.state.lock().backings.get(&number),
             Some(Backing::Native(_))
         )
     }
 
-    fn image(&self, number: u64) -> PathBuf {
+    fn image(&self, number: LayerNumber) -> PathBuf {
         folder(&self.root).join(format!("{number}.image"))
     }
 
-    fn note(&self, number: u64) -> PathBuf {
+    fn note(&self, number: LayerNumber) -> PathBuf {
         folder(&self.root).join(format!("{number}.data"))
     }
 }

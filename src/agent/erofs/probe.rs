@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use erofs_metadata::{Attributes, Data, Image, ImageError, Kind};
 
 use super::{mount, mounts};
-use crate::agent::layer_mount::LayerMount;
+use crate::agent::layer_mount::{LayerMount, erofs_folder};
 use crate::agent::mountpoint;
 
 /// The name of the probe's data in the FUSE mount.
@@ -20,12 +20,12 @@ const EIO: i32 = 5;
 
 /// The data of the probe, which can be made unreadable.
 #[derive(Debug, Default)]
-pub struct Probe {
+pub(crate) struct Probe {
     fails: AtomicBool,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
+pub(crate) enum ProbeError {
     #[error("Linux {0} may show zeros after a failed read: 6.12.80, 6.18.44 or 7.0 is needed")]
     Version(String),
     #[error("a metadata image over the FUSE mount could not be mounted")]
@@ -40,7 +40,7 @@ pub enum ProbeError {
 
 impl Probe {
     /// Returns the content, or `None` while it is unreadable.
-    pub fn content(&self) -> Option<&'static [u8]> {
+    pub(crate) fn content(&self) -> Option<&'static [u8]> {
         (!self.fails.load(Ordering::Relaxed)).then_some(&CONTENT)
     }
 
@@ -48,8 +48,8 @@ impl Probe {
     ///
     /// # Errors
     /// If one of these did not go as it must.
-    pub fn run(&self, root: &Path) -> Result<(), ProbeError> {
-        let folder = mounts::folder(root);
+    pub(crate) fn run(&self, root: &Path) -> Result<(), ProbeError> {
+        let folder = erofs_folder(root);
         mounts::make_folder(&folder)?;
         let (at, image) = (folder.join(NAME), folder.join("probe.image"));
         mountpoint::clear(&at)?;

@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 use estargz::toc::{Kind, Time};
 use fuser::{FileAttr, FileType, INodeNo};
 
-use crate::agent::tree::Attributes;
+use crate::agent::layer::tree::Attributes;
+use crate::agent::numbers::Inode;
 
 pub(super) const BLOCK: u32 = 4096;
 /// The unit of stat(2)'s `st_blocks`.
@@ -43,10 +44,16 @@ pub(super) fn file_type(kind: Kind) -> FileType {
     }
 }
 
-pub(super) fn attr(inode: u64, attributes: &Attributes) -> FileAttr {
+impl From<INodeNo> for Inode {
+    fn from(inode: INodeNo) -> Self {
+        Self(inode.0)
+    }
+}
+
+pub(super) fn attr(inode: Inode, attributes: &Attributes) -> FileAttr {
     let modified = time(attributes.modified);
     FileAttr {
-        ino: INodeNo(inode),
+        ino: INodeNo(inode.0),
         size: attributes.size,
         blocks: attributes.size.div_ceil(STAT_BLOCK),
         atime: modified,

@@ -3,8 +3,8 @@
 
 use fuser::{InitFlags, KernelConfig};
 
+use super::request_timeout::ReadLimits;
 use crate::agent::layer_mount::LayerMount;
-use crate::agent::request_timeout::ReadLimits;
 
 /// Requested if the kernel has them.
 const WANTED: [InitFlags; 7] = [

@@ -13,8 +13,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::Error;
 use super::record::{Kind, Lower};
-use crate::agent::erofs;
-use crate::agent::layer_mount::LayerMount;
+use crate::agent::layer_mount::{LayerMount, erofs_mountpoint};
 
 /// Only for the agent: the content includes setuid files.
 const PRIVATE: u32 = 0o700;
@@ -64,7 +63,7 @@ impl Directories {
     pub(super) fn lower(&self, lower: Lower, mount: LayerMount) -> PathBuf {
         match lower {
             Lower::Own(id) => self.upper(id),
-            Lower::Lazy(layer) if layer.is_erofs => erofs::mountpoint(&self.root, layer.number),
+            Lower::Lazy(layer) if layer.is_erofs => erofs_mountpoint(&self.root, layer.number),
             Lower::Lazy(layer) => mount.directory(&self.root).join(layer.number.to_string()),
         }
     }

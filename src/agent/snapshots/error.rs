@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The longest label, key and value together, in bytes: containerd's own limit.
-pub const MAX_LABEL_LEN: usize = 4096;
+pub(crate) const MAX_LABEL_LEN: usize = 4096;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

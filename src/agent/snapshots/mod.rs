@@ -14,6 +14,7 @@ mod directories;
 #[cfg(test)]
 mod disk_tests;
 mod error;
+pub(crate) mod filter;
 mod id_map;
 mod metadata;
 mod overlay;
@@ -27,21 +28,22 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
-use super::filter::Filter;
-use super::layer_mount::LayerMount;
+use self::filter::Filter;
+use crate::agent::layer_mount::LayerMount;
+use crate::agent::numbers::LayerNumber;
 use directories::Directories;
-pub use error::{Error, MAX_LABEL_LEN};
+pub(crate) use error::{Error, MAX_LABEL_LEN};
 use metadata::Metadata;
-pub use overlay::Mount;
+pub(crate) use overlay::Mount;
 use overlay::{Overlay, Paths};
-pub use record::{Info, Kind, Labels, LazyLayer, StoredLayer, Usage};
+pub(crate) use record::{Info, Kind, Labels, LazyLayer, StoredLayer, Usage};
 use record::{Lower, Record};
 
 /// The label with the target snapshot of a Prepare.
-pub const TARGET_LABEL: &str = "containerd.io/snapshot.ref";
+pub(crate) const TARGET_LABEL: &str = "containerd.io/snapshot.ref";
 
 #[derive(Debug)]
-pub struct Snapshots {
+pub(crate) struct Snapshots {
     metadata: Metadata,
     directories: Directories,
     overlay: Overlay,
@@ -49,23 +51,23 @@ pub struct Snapshots {
 
 /// A committed snapshot below another.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Parent {
+pub(crate) struct Parent {
     pub labels: Labels,
     /// The number of the lazily mounted layer that is its content.
-    pub lazy: Option<u64>,
+    pub lazy: Option<LayerNumber>,
 }
 
 /// The disk usage of a snapshot, or the layer that knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Measured {
+pub(crate) enum Measured {
     Usage(Usage),
     /// The usage of the lazily mounted layer with this number.
-    Lazy(u64),
+    Lazy(LayerNumber),
 }
 
 /// Whether the target snapshot of a Prepare exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
+pub(crate) enum Target {
     Committed,
     /// It does not exist, and this name is free for it.
     Free(String),
@@ -76,7 +78,7 @@ pub enum Target {
 impl Snapshots {
     /// Opens the snapshots under `root`, which is created if need be. Only one process at a time
     /// can have them open.
-    pub fn open(root: &Path) -> Result<Self, Error> {
+    pub(crate) fn open(root: &Path) -> Result<Self, Error> {
         let root = std::path::absolute(root).map_err(Error::at(root))?;
         // The options of an overlay mount separate paths by these characters.
         if root
@@ -100,7 +102,7 @@ impl Snapshots {
     }
 
     /// Creates a writable snapshot, on top of the committed snapshot `parent` or of nothing.
-    pub fn prepare(
+    pub(crate) fn prepare(
         &self,
         key: &str,
         parent: Option<&str>,
@@ -110,7 +112,7 @@ impl Snapshots {
     }
 
     /// Creates a read-only snapshot.
-    pub fn view(
+    pub(crate) fn view(
         &self,
         key: &str,
         parent: Option<&str>,
@@ -188,7 +190,7 @@ impl Snapshots {
     }
 
     /// Returns the mounts of an active snapshot or a view.
-    pub fn mounts(&self, key: &str) -> Result<Vec<Mount>, Error> {
+    pub(crate) fn mounts(&self, key: &str) -> Result<Vec<Mount>, Error> {
         let (record, lowers) = self.metadata.with_lowers(key)?;
         if record.kind == Kind::Committed {
             return Err(Error::NotMountable(key.to_owned()));
@@ -237,7 +239,7 @@ impl Snapshots {
     ///
     /// An active snapshot without a parent gets `parent` if there is one: clients that unpack
     /// layers in parallel prepare them without a parent and name it only at the end.
-    pub fn commit(
+    pub(crate) fn commit(
         &self,
         name: &str,
         key: &str,
@@ -280,7 +282,7 @@ impl Snapshots {
 
     /// Creates a committed snapshot `name` whose content is the lazily mounted `layer`, instead of
     /// the requested active snapshot `key`. Both it and `stored` are durable afterwards.
-    pub fn commit_lazy(
+    pub(crate) fn commit_lazy(
         &self,
         key: &str,
         name: &str,
@@ -319,7 +321,7 @@ impl Snapshots {
     }
 
     /// Returns the ancestors of a child of `parent`, bottom first.
-    pub fn parents(&self, parent: Option<&str>) -> Result<Vec<Parent>, Error> {
+    pub(crate) fn parents(&self, parent: Option<&str>) -> Result<Vec<Parent>, Error> {
         let chain = self.metadata.chain(parent)?.into_iter().rev();
         Ok(chain
             .map(|record| Parent {
@@ -334,7 +336,7 @@ impl Snapshots {
     ///
     /// containerd looks for it by label and parent. The same target may exist on different parents,
     /// because another namespace may have unpacked the lower layers on its own.
-    pub fn target(&self, target: &str, parent: Option<&str>) -> Result<Target, Error> {
+    pub(crate) fn target(&self, target: &str, parent: Option<&str>) -> Result<Target, Error> {
         let parent_id = parent
             .map(|parent| self.committed(parent))
             .transpose()?
@@ -358,13 +360,18 @@ impl Snapshots {
         Ok(Target::Taken)
     }
 
-    pub fn stat(&self, name: &str) -> Result<Info, Error> {
+    pub(crate) fn stat(&self, name: &str) -> Result<Info, Error> {
         Ok(self.metadata.record(name)?.info(name))
     }
 
     /// Replaces the labels that `paths` name (`labels`, `labels.KEY`), or all labels if `paths` is
     /// empty.
-    pub fn update(&self, name: &str, mut labels: Labels, paths: &[String]) -> Result<Info, Error> {
+    pub(crate) fn update(
+        &self,
+        name: &str,
+        mut labels: Labels,
+        paths: &[String],
+    ) -> Result<Info, Error> {
         let change = self.metadata.change()?;
         let mut record = change.record(name)?;
         if paths.is_empty() {
@@ -392,7 +399,7 @@ impl Snapshots {
     ///
     /// Returns the number of the layer that was its content if it was lazy. The caller must unmount
     /// that layer.
-    pub fn remove(&self, name: &str) -> Result<Option<u64>, Error> {
+    pub(crate) fn remove(&self, name: &str) -> Result<Option<LayerNumber>, Error> {
         let change = self.metadata.change()?;
         let id = change.id(name)?;
         if change.has_children(id)? {
@@ -410,7 +417,7 @@ impl Snapshots {
     }
 
     /// Returns the snapshot's disk usage. Walks the directory of an active snapshot.
-    pub fn usage(&self, name: &str) -> Result<Measured, Error> {
+    pub(crate) fn usage(&self, name: &str) -> Result<Measured, Error> {
         let record = self.metadata.record(name)?;
         match (record.lazy, record.kind) {
             (Some(number), _) => Ok(Measured::Lazy(number)),
@@ -424,7 +431,7 @@ impl Snapshots {
     }
 
     /// Returns the snapshots that match `filter`, in the order of names.
-    pub fn list(&self, filter: &Filter) -> Result<Vec<Info>, Error> {
+    pub(crate) fn list(&self, filter: &Filter) -> Result<Vec<Info>, Error> {
         let (all, _damaged) = self.metadata.all()?;
         let all = all.into_iter().map(|(name, record)| record.info(&name));
         Ok(all
@@ -434,7 +441,7 @@ impl Snapshots {
 
     /// Returns the numbers of the lazily mounted layers of all snapshots, or `None` if a damaged
     /// record may have had another.
-    pub fn lazy_numbers(&self) -> Result<Option<HashSet<u64>>, Error> {
+    pub(crate) fn lazy_numbers(&self) -> Result<Option<HashSet<LayerNumber>>, Error> {
         let (all, damaged) = self.metadata.all()?;
         Ok((damaged == 0).then(|| {
             all.into_iter()
@@ -444,7 +451,7 @@ impl Snapshots {
     }
 
     /// Calls `look` with each layer that was stored with its snapshot, one in memory at a time.
-    pub fn for_each_layer(&self, mut look: impl FnMut(StoredLayer)) -> Result<(), Error> {
+    pub(crate) fn for_each_layer(&self, mut look: impl FnMut(StoredLayer)) -> Result<(), Error> {
         for id in self.metadata.layers()? {
             self.metadata.layer(id)?.into_iter().for_each(&mut look);
         }
@@ -453,7 +460,7 @@ impl Snapshots {
 
     /// Returns the numbers of the lazily mounted layers below active snapshots and views: containers
     /// may have them mounted. `None` if a damaged record may have had another.
-    pub fn lazy_numbers_in_use(&self) -> Result<Option<HashSet<u64>>, Error> {
+    pub(crate) fn lazy_numbers_in_use(&self) -> Result<Option<HashSet<LayerNumber>>, Error> {
         let (all, damaged) = self.metadata.all()?;
         if damaged > 0 {
             return Ok(None);
@@ -478,7 +485,7 @@ impl Snapshots {
     }
 
     /// Deletes directories that belong to no snapshot.
-    pub fn cleanup(&self) -> Result<(), Error> {
+    pub(crate) fn cleanup(&self) -> Result<(), Error> {
         // Inside a change, so that no directory is between its creation and its commit.
         let change = self.metadata.change()?;
         let orphans = self.directories.set_orphans_aside(&change.ids()?)?;

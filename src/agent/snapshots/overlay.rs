@@ -7,7 +7,7 @@ use super::record::Kind;
 
 /// A mount for containerd.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mount {
+pub(crate) struct Mount {
     /// `overlay` or `bind`.
     pub kind: &'static str,
     pub source: String,

@@ -6,8 +6,9 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, MAX_LABEL_LEN};
+use crate::agent::numbers::LayerNumber;
 
-pub type Labels = BTreeMap<String, String>;
+pub(crate) type Labels = BTreeMap<String, String>;
 
 /// The kind of a snapshot: which operations it allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +24,7 @@ pub enum Kind {
 
 /// A snapshot's disk usage, without its parents.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// Bytes of the allocated blocks.
     pub size: u64,
     pub inodes: u64,
@@ -57,7 +58,7 @@ pub(super) struct Record {
     pub(super) usage: Option<Usage>,
     /// The number of the lazily mounted layer that is this snapshot's content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) lazy: Option<u64>,
+    pub(super) lazy: Option<LayerNumber>,
     /// Whether no file of that layer has an extended attribute.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) noxattr: bool,
@@ -78,7 +79,7 @@ impl Kind {
 }
 
 impl Info {
-    /// Returns the value of a field for [`Filter`](crate::agent::filter::Filter): `name`, `parent`,
+    /// Returns the value of a field for [`Filter`](super::filter::Filter): `name`, `parent`,
     /// `kind` or `labels.…`.
     pub fn field(&self, path: &[String]) -> Option<&str> {
         let (first, rest) = path.split_first()?;
@@ -151,8 +152,8 @@ pub(super) enum Lower {
 
 /// A lazily mounted layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LazyLayer {
-    pub number: u64,
+pub(crate) struct LazyLayer {
+    pub number: LayerNumber,
     /// Whether one of its files has an extended attribute.
     pub has_xattrs: bool,
     /// Whether it is mounted as EROFS, on a file system of its own.
@@ -162,7 +163,7 @@ pub struct LazyLayer {
 /// The caller's files about a lazily mounted layer, in the same transaction as its snapshot: the files
 /// themselves are not synced, and a power cut may lose them. The snapshots do not look into it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct StoredLayer {
+pub(crate) struct StoredLayer {
     pub record: Vec<u8>,
     /// The end of the blob.
     pub tail: Vec<u8>,

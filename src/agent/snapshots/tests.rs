@@ -116,7 +116,7 @@ fn mode(path: &str) -> u32 {
 
 fn with_xattrs(number: u64) -> LazyLayer {
     LazyLayer {
-        number,
+        number: LayerNumber(number),
         has_xattrs: true,
         is_erofs: false,
     }
@@ -124,7 +124,7 @@ fn with_xattrs(number: u64) -> LazyLayer {
 
 fn without_xattrs(number: u64) -> LazyLayer {
     LazyLayer {
-        number,
+        number: LayerNumber(number),
         has_xattrs: false,
         is_erofs: false,
     }
@@ -420,7 +420,7 @@ fn a_parent_stays_until_its_last_child_is_gone() {
     ));
     assert_eq!(node.snapshots.remove("grown").unwrap(), None);
     assert!(node.directories().is_empty());
-    assert_eq!(node.snapshots.remove("base").unwrap(), Some(5));
+    assert_eq!(node.snapshots.remove("base").unwrap(), Some(LayerNumber(5)));
     assert!(node.names(&[]).is_empty());
 }
 
@@ -545,7 +545,10 @@ fn commit_replaces_labels_and_keeps_the_content() {
 fn the_usage_of_a_lazy_snapshot_is_that_of_its_layer() {
     let node = Node::new();
     node.lazy("lazy", None, 9);
-    assert_eq!(node.snapshots.usage("lazy").unwrap(), Measured::Lazy(9));
+    assert_eq!(
+        node.snapshots.usage("lazy").unwrap(),
+        Measured::Lazy(LayerNumber(9))
+    );
     node.snapshots
         .view("view", Some("lazy"), Labels::new())
         .unwrap();
@@ -766,7 +769,7 @@ fn all_snapshots_are_there_after_a_restart() {
     );
     assert_eq!(
         node.snapshots.lazy_numbers().unwrap(),
-        Some(HashSet::from([3]))
+        Some(HashSet::from([LayerNumber(3)]))
     );
     assert!(
         matches!(node.snapshots.remove("lazy"), Err(Error::HasChildren(_))),

@@ -11,7 +11,8 @@ use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
 
 use super::{Global, service};
-use crate::agent::{self, keeper, run};
+use crate::agent;
+use crate::agent::daemon::{keeper, run};
 use crate::config::Layer;
 use crate::failure::Failure;
 use crate::registry;

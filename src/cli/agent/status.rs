@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use bytesize::ByteSize;
 
 use super::Place;
-use crate::agent::api;
+use crate::agent::daemon::api;
 use crate::agent::erofs::Driver;
-use crate::agent::profiles::{ProfileReport, State};
-use crate::agent::report::{LayerReport, Report};
+use crate::agent::layers::report::{LayerReport, Report};
+use crate::agent::prefetch::profiles::{ProfileReport, State};
 use crate::cli::table::Table;
 use crate::cli::{Global, output};
 use crate::failure::Failure;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use prost::Message as _;
-use starlift::agent::cri::{CriCredentials, ImageService};
+use starlift::agent::{CriCredentials, ImageService};
 use starlift::containerd::runtime::v1::{AuthConfig, ImageSpec, PullImageRequest};
 use starlift::registry::{Config, Error, Login, UpstreamConfig};
 use starlift::transport::{Source, Upstreams};

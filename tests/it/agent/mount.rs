@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use starlift::agent::mountpoint::device_at;
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use starlift::containerd::services::snapshots::v1::PrepareSnapshotRequest;
 
 use crate::support::agent::{Agent, is_erofs};
@@ -93,7 +93,8 @@ fn served_by(node: &Node, directory: &Path) -> PathBuf {
 /// Makes the kernel end the connection of the file system of `path`.
 fn abort(place: &Place, path: &Path) {
     // Does not ask the agent, which may be dead.
-    let minor = rustix::fs::minor(device_at(path).unwrap());
+    let minor = statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::empty());
+    let minor = minor.unwrap().stx_dev_minor;
     let control = Mounted::new("fusectl", "rw", place.path().join("fusectl"));
     fs::write(control.0.join(minor.to_string()).join("abort"), "1").unwrap();
 }

@@ -190,6 +190,22 @@ async fn a_silent_registry_is_an_error_in_time_and_is_read_again_later() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn lines_of_the_log_name_the_prepare_or_the_slow_read_that_they_belong_to() {
+    let node = Node::start(&[ON_DEMAND, ("READ_TIMEOUT", "1s")]).await;
+    let layer = Layer::random(5, &[2 << 20]);
+    let directory = node.mount("target", &layer).await;
+    let gate = Gate::new();
+    node.registry.on("/blobs/").gate(&gate);
+    read_later(directory.join("file0")).await.unwrap_err();
+    gate.open();
+    let log = node.agent.daemon.log();
+    let line = |message: &str| log.lines().find(|line| line.contains(message)).unwrap();
+    assert!(line("mounted lazily").contains(" prepare{key=\""), "{log}");
+    let read = format!(" read{{layer={} inode=", layer.digest);
+    assert!(line("read timed out").contains(&read), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn reads_wait_for_an_unreachable_registry() {
     let node = Node::start(&[ON_DEMAND]).await;
     let layer = Layer::random(6, &[1 << 20, 1 << 20]);

@@ -11,7 +11,8 @@ use starlift::containerd::types::Mount;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use super::Agent;
+use crate::support::agent::Agent;
+use crate::support::place::Place;
 
 /// Go's zero time on the wire.
 const GO_ZERO: Timestamp = Timestamp {
@@ -20,6 +21,11 @@ const GO_ZERO: Timestamp = Timestamp {
 };
 
 type Client = SnapshotsClient<Channel>;
+
+async fn client(agent: &Agent) -> Client {
+    let address = format!("unix://{}", agent.socket.display());
+    Client::connect(address).await.unwrap()
+}
 
 async fn prepare(
     client: &mut Client,
@@ -84,8 +90,9 @@ async fn pages(
 
 #[tokio::test]
 async fn a_snapshot_is_prepared_committed_viewed_and_removed() {
-    let agent = Agent::start();
-    let client = &mut agent.client().await;
+    let place = Place::with(&[]).unwrap();
+    let agent = Agent::start(&place);
+    let client = &mut client(&agent).await;
     let mounts = prepare(
         client,
         "default/1/extract",
@@ -156,13 +163,13 @@ async fn a_snapshot_is_prepared_committed_viewed_and_removed() {
     }
     client.cleanup(CleanupRequest::default()).await.unwrap();
     assert!(pages(client, &[]).await.unwrap().is_empty());
-    agent.stop().await;
 }
 
 #[tokio::test]
 async fn errors_have_the_codes_that_containerd_acts_on() {
-    let agent = Agent::start();
-    let client = &mut agent.client().await;
+    let place = Place::with(&[]).unwrap();
+    let agent = Agent::start(&place);
+    let client = &mut client(&agent).await;
     prepare(client, "a", "", &[]).await.unwrap();
     commit(client, "base", "a").await.unwrap();
     prepare(client, "child", "base", &[]).await.unwrap();
@@ -226,8 +233,9 @@ async fn errors_have_the_codes_that_containerd_acts_on() {
 
 #[tokio::test]
 async fn an_update_may_carry_gos_zero_time() {
-    let agent = Agent::start();
-    let client = &mut agent.client().await;
+    let place = Place::with(&[]).unwrap();
+    let agent = Agent::start(&place);
+    let client = &mut client(&agent).await;
     prepare(client, "a", "", &[("old", "1")]).await.unwrap();
     let labels = HashMap::from([("new".to_owned(), "2".to_owned())]);
     let info = Info {
@@ -261,8 +269,9 @@ async fn an_update_may_carry_gos_zero_time() {
 
 #[tokio::test]
 async fn long_lists_come_in_pages() {
-    let agent = Agent::start();
-    let client = &mut agent.client().await;
+    let place = Place::with(&[]).unwrap();
+    let agent = Agent::start(&place);
+    let client = &mut client(&agent).await;
     for number in 0..205 {
         prepare(client, &format!("key-{number:03}"), "", &[])
             .await
@@ -283,8 +292,9 @@ async fn long_lists_come_in_pages() {
 
 #[tokio::test]
 async fn fifty_clients_prepare_at_once() {
-    let agent = Agent::start();
-    let client = agent.client().await;
+    let place = Place::with(&[]).unwrap();
+    let agent = Agent::start(&place);
+    let client = client(&agent).await;
     let prepares = (0..50).map(|number| {
         let mut client = client.clone();
         async move {
@@ -304,8 +314,9 @@ async fn fifty_clients_prepare_at_once() {
 
 #[tokio::test]
 async fn a_layer_that_cannot_be_lazy_gets_an_ordinary_snapshot() {
-    let agent = Agent::start();
-    let client = &mut agent.client().await;
+    let place = Place::with(&[]).unwrap();
+    let agent = Agent::start(&place);
+    let client = &mut client(&agent).await;
     let target = ("containerd.io/snapshot.ref", "sha256:chain");
     let digest = format!("sha256:{}", "0".repeat(64));
     let layer = [

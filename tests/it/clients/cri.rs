@@ -1,7 +1,7 @@
 //! A real containerd's CRI service behind the proxy, called as a kubelet calls it.
 
 use prost::Message as _;
-use starlift::agent::cri::{CriCredentials, ImageService};
+use starlift::agent::{CriCredentials, ImageService};
 use starlift::containerd::runtime::v1::{AuthConfig, ImageSpec, PullImageRequest};
 use starlift::registry::Login;
 use tokio::net::UnixListener;

@@ -181,7 +181,10 @@ fn every_endpoint_of_the_server_names_the_tests_of_its_memory() {
 fn every_operation_of_the_agent_names_the_tests_of_its_memory() {
     let snapshots = "proto/github.com/containerd/containerd/api/services/snapshots/v1";
     let snapshots = source(&format!("{snapshots}/snapshots.proto"));
-    let (fuse, api) = (source("src/agent/fuse/mod.rs"), source("src/agent/api.rs"));
+    let (fuse, api) = (
+        source("src/agent/fuse/adapter.rs"),
+        source("src/agent/daemon/api.rs"),
+    );
     let mut operations = between(&snapshots, "rpc ", &['(']);
     operations.extend(between(&fuse, "count(\"", &['"']));
     operations.extend(between(&api, ".route(", &['"', ',']));

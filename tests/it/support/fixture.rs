@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use starlift::oci::Digest;
 
 use super::cache;
 use super::place::Place;
+use super::registry::Registry;
 
 /// An OCI layout in the cache, with the tag `1`.
 #[derive(Debug, Clone)]
@@ -117,5 +119,26 @@ impl Layout {
     /// Returns the manifest of `tag`.
     pub(crate) fn manifest(&self, tag: &str) -> Value {
         self.json(&self.digest(tag))
+    }
+}
+
+impl Registry {
+    /// Stores the image that a layout has under the tag `1`.
+    pub(crate) fn push_layout(&self, repository: &str, tag: &str, layout: &Layout) -> Digest {
+        let manifest = layout.manifest("1");
+        let read =
+            |digest: &Value| std::fs::read(layout.blob_path(digest.as_str().unwrap())).unwrap();
+        for descriptor in manifest["layers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .chain([&manifest["config"]])
+        {
+            self.put_blob(read(&descriptor["digest"]));
+        }
+        let media_type = manifest["mediaType"].as_str().unwrap();
+        let digest = self.put_manifest(repository, media_type, read(&layout.digest("1").into()));
+        self.tag(repository, tag, &digest);
+        digest
     }
 }

@@ -30,7 +30,6 @@ use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use parking_lot::{Mutex, MutexGuard};
-use serde_json::Value;
 use starlift::oci::Digest;
 
 use self::auth::Tokens;
@@ -38,7 +37,6 @@ pub(crate) use self::auth::{Auth, Team, TokenAuth};
 use self::fault::{Fault, Rule};
 pub(crate) use self::fault::{Gate, On};
 use self::profiles::Profiles;
-use super::fixture::Layout;
 use super::image::Image;
 
 /// The fake registry; dropping it ends its server.
@@ -219,25 +217,6 @@ impl Registry {
     /// Stores an image and everything that it names, under a tag.
     pub(crate) fn push(&self, repository: &str, tag: &str, image: &Image) -> Digest {
         let digest = self.push_untagged(repository, image);
-        self.tag(repository, tag, &digest);
-        digest
-    }
-
-    /// Stores the image that a layout has under the tag `1`.
-    pub(crate) fn push_layout(&self, repository: &str, tag: &str, layout: &Layout) -> Digest {
-        let manifest = layout.manifest("1");
-        let read =
-            |digest: &Value| std::fs::read(layout.blob_path(digest.as_str().unwrap())).unwrap();
-        for descriptor in manifest["layers"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .chain([&manifest["config"]])
-        {
-            self.put_blob(read(&descriptor["digest"]));
-        }
-        let media_type = manifest["mediaType"].as_str().unwrap();
-        let digest = self.put_manifest(repository, media_type, read(&layout.digest("1").into()));
         self.tag(repository, tag, &digest);
         digest
     }
