@@ -87,6 +87,7 @@ impl Shared {
             Some(error) if documents.is_empty() => Err(Error::Children(error)),
             Some(_) => {
                 self.put_documents(documents).await?;
+                self.sign(&record).await;
                 Ok(ImageOutcome::ForNow(record))
             }
             None => {
@@ -204,7 +205,7 @@ impl Shared {
         self.put_documents(documents).await?;
         record.objects.sort_unstable();
         record.objects.dedup();
-        self.store.put_image(&self.generation, record).await?;
+        self.put_image(record).await?;
         Ok(())
     }
 

@@ -21,6 +21,7 @@ use crate::agent::layer_mount::LayerMount;
 use crate::agent::layers::Layers;
 use crate::agent::layers::native::Natives;
 use crate::agent::mountpoint;
+use crate::agent::service::provenance::{self, ProvenanceCheck};
 use crate::agent::service::server::{self, ServeError};
 use crate::agent::service::snapshotter::Snapshotter;
 use crate::agent::snapshots::{self, Snapshots};
@@ -46,6 +47,8 @@ pub(crate) enum RunError {
     Driver(#[source] erofs::ProbeError),
     #[error("snapshots not opened")]
     Snapshots(#[source] snapshots::Error),
+    #[error(transparent)]
+    Provenance(#[from] provenance::CheckError),
     #[error(transparent)]
     Upstreams(#[from] registry::Error),
     #[error("containerd's socket not dialled")]
@@ -75,6 +78,7 @@ pub(crate) async fn run(
     let credentials =
         credentials(config, &keeper, kept.remove(CREDENTIALS)).map_err(RunError::Keeper)?;
     let upstreams = Upstreams::with_logins(upstreams, credentials.logins())?;
+    let provenance = ProvenanceCheck::open(config, &upstreams)?;
     let images = config
         .cri
         .as_deref()
@@ -140,7 +144,7 @@ pub(crate) async fn run(
 
     let serving = server::serve(
         listener,
-        Snapshotter::new(snapshots, layers),
+        Snapshotter::new(snapshots, layers).requiring(provenance),
         images,
         shutdown,
     );

@@ -9,6 +9,7 @@ mod model;
 mod mount;
 mod peaks;
 mod profiles;
+mod provenance;
 mod pull;
 mod reads;
 mod wire;
