@@ -101,9 +101,7 @@ pub(crate) async fn one(
     let location = job.as_ref().and_then(Job::location);
     let admitted = match (operator, location) {
         (Ok(()), _) => Ok(()),
-        (Err(_), Some(location)) => admit_to_warm(&app, &caller, &location)
-            .await
-            .map(drop),
+        (Err(_), Some(location)) => admit_to_warm(&app, &caller, &location).await.map(drop),
         (refused, None) => refused,
     };
     if let Err(failure) = admitted {
@@ -180,16 +178,15 @@ async fn start_wanted(app: &Arc<App>, face: Face, request: Request) -> Result<Re
 
 /// Admits an operator. The listener of the API is for operators as long as only this machine
 /// reaches it.
-pub(crate) async fn admit_operator(
-    app: &App,
-    face: Face,
-    caller: &Caller,
-) -> Result<(), ApiError> {
+pub(crate) async fn admit_operator(app: &App, face: Face, caller: &Caller) -> Result<(), ApiError> {
     if face == Face::Api && app.config.api_listen.ip().to_canonical().is_loopback() {
         return Ok(());
     }
     let sender = caller.sender();
-    let identity = app.access.identify(sender.headers, sender.certificate).await;
+    let identity = app
+        .access
+        .identify(sender.headers, sender.certificate)
+        .await;
     let admitted = identity.and_then(|identity| app.access.admit_to_all(&identity, Action::Admin));
     admitted.map_err(|refusal| sender.refused(app, &refusal))
 }

@@ -126,7 +126,10 @@ async fn read(
         }
         // Without a name, the image may be any.
         None => {
-            let identity = app.access.identify(sender.headers, sender.certificate).await;
+            let identity = app
+                .access
+                .identify(sender.headers, sender.certificate)
+                .await;
             let admitted = identity.and_then(|known| {
                 let each = actions.iter();
                 each.map(|action| app.access.admit_to_all(&known, *action))

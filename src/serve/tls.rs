@@ -128,7 +128,8 @@ async fn read(files: &TlsConfig) -> Result<Arc<ServerConfig>, TlsError> {
         let files = files.clone();
         tokio::task::spawn_blocking(move || build(&files))
     };
-    read.await.map_err(|error| unusable(io::Error::other(error)))?
+    read.await
+        .map_err(|error| unusable(io::Error::other(error)))?
 }
 
 /// Blocking.
@@ -149,7 +150,9 @@ fn build(files: &TlsConfig) -> Result<Arc<ServerConfig>, TlsError> {
             };
             let roots = Arc::new(authorities(file).map_err(unusable)?);
             let verifier = WebPkiClientVerifier::builder(roots).allow_unauthenticated();
-            let verifier = verifier.build().map_err(|error| unusable(io::Error::other(error)))?;
+            let verifier = verifier
+                .build()
+                .map_err(|error| unusable(io::Error::other(error)))?;
             builder.with_client_cert_verifier(verifier)
         }
     };
@@ -165,7 +168,9 @@ fn build(files: &TlsConfig) -> Result<Arc<ServerConfig>, TlsError> {
 
 fn certificates(file: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
     let certificates = CertificateDer::pem_file_iter(file).map_err(io::Error::other)?;
-    certificates.map(|one| one.map_err(io::Error::other)).collect()
+    certificates
+        .map(|one| one.map_err(io::Error::other))
+        .collect()
 }
 
 fn authorities(file: &Path) -> io::Result<RootCertStore> {

@@ -68,7 +68,9 @@ fn realm(app: &App, headers: &HeaderMap, uri: &Uri) -> String {
 
 /// `GET /token?service=…&scope=…`, with Basic or without.
 pub(crate) async fn give(State(app): State<Arc<App>>, caller: Caller) -> Response {
-    let known = app.access.known(&caller.headers, caller.certificate.as_ref());
+    let known = app
+        .access
+        .known(&caller.headers, caller.certificate.as_ref());
     answer(&app, known.await, "token", &caller.headers, &caller.uri).await
 }
 

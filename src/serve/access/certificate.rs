@@ -126,7 +126,9 @@ impl<'a> Der<'a> {
                 return None;
             }
             let (digits, after) = rest.split_at_checked(bytes)?;
-            length = digits.iter().fold(0, |sum, &digit| sum << 8 | usize::from(digit));
+            length = digits
+                .iter()
+                .fold(0, |sum, &digit| sum << 8 | usize::from(digit));
             rest = after;
         }
         let (content, rest) = rest.split_at_checked(length)?;

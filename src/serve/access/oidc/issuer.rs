@@ -108,7 +108,10 @@ impl Issuer {
                         tracing::info!(file = %file.display(), "keys of an issuer read again");
                     }
                     Err(error) => {
-                        tracing::warn!(error = chain(&error), "keys of an issuer stay as they were");
+                        tracing::warn!(
+                            error = chain(&error),
+                            "keys of an issuer stay as they were"
+                        );
                     }
                 }
             }
@@ -172,7 +175,11 @@ impl Issuer {
             }
             Err(error) => {
                 held.tried = Some(Instant::now());
-                tracing::warn!(issuer, error = chain(&error), "keys of an issuer not fetched");
+                tracing::warn!(
+                    issuer,
+                    error = chain(&error),
+                    "keys of an issuer not fetched"
+                );
             }
         }
     }

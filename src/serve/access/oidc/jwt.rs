@@ -118,9 +118,8 @@ impl<'a> Unverified<'a> {
         }
         let payload: Payload =
             serde_json::from_slice(&self.payload).map_err(|_malformed| Flaw::Claims)?;
-        let is_name = |sub: &str| {
-            (1..=MAX_SUBJECT).contains(&sub.len()) && !sub.contains(char::is_control)
-        };
+        let is_name =
+            |sub: &str| (1..=MAX_SUBJECT).contains(&sub.len()) && !sub.contains(char::is_control);
         if !is_name(&payload.sub) {
             return Err(Flaw::Claims);
         }
@@ -132,7 +131,9 @@ impl<'a> Unverified<'a> {
         if !is_for_us {
             return Err(Flaw::Audience);
         }
-        let until = seconds(&payload.exp).ok_or(Flaw::Claims)?.saturating_add(MAX_SKEW);
+        let until = seconds(&payload.exp)
+            .ok_or(Flaw::Claims)?
+            .saturating_add(MAX_SKEW);
         if until <= now {
             return Err(Flaw::Expired);
         }
@@ -218,7 +219,13 @@ mod tests {
     #[test]
     fn times_and_audiences_are_checked_within_the_skew() {
         let good = verified(&token(&header(), &payload().to_string())).unwrap();
-        assert_eq!(good, Claims { subject: "me".to_owned(), until: NOW + 60 + MAX_SKEW });
+        assert_eq!(
+            good,
+            Claims {
+                subject: "me".to_owned(),
+                until: NOW + 60 + MAX_SKEW
+            }
+        );
         for (name, value, expected) in [
             ("aud", json!(["there", "here"]), None),
             ("aud", json!(["there"]), Some(Flaw::Audience)),
@@ -226,7 +233,11 @@ mod tests {
             ("aud", json!(7), Some(Flaw::Claims)),
             ("exp", json!(NOW - MAX_SKEW + 1), None),
             ("exp", json!(NOW - MAX_SKEW), Some(Flaw::Expired)),
-            ("exp", json!(NOW + 1).as_f64().map(|exp| exp + 0.5).into(), None),
+            (
+                "exp",
+                json!(NOW + 1).as_f64().map(|exp| exp + 0.5).into(),
+                None,
+            ),
             ("exp", json!((NOW + 60).to_string()), Some(Flaw::Claims)),
             ("exp", json!(-1), Some(Flaw::Claims)),
             ("exp", json!(1e300), Some(Flaw::Claims)),
@@ -237,12 +248,18 @@ mod tests {
             ("nbf", json!("0"), Some(Flaw::Claims)),
             ("sub", json!(""), Some(Flaw::Claims)),
             ("sub", json!("a\nb"), Some(Flaw::Claims)),
-            ("sub", json!("a".repeat(MAX_SUBJECT + 1)), Some(Flaw::Claims)),
+            (
+                "sub",
+                json!("a".repeat(MAX_SUBJECT + 1)),
+                Some(Flaw::Claims),
+            ),
         ] {
             let found = verified(&with(name, value.clone()));
             assert_eq!(found.err(), expected, "{name} {value}");
         }
-        let twice = payload().to_string().replacen('{', "{\"exp\":9999999999,", 1);
+        let twice = payload()
+            .to_string()
+            .replacen('{', "{\"exp\":9999999999,", 1);
         assert_eq!(verified(&token(&header(), &twice)), Err(Flaw::Claims));
     }
 
@@ -251,17 +268,29 @@ mod tests {
         let payload = payload().to_string();
         for alg in ["none", "None", "NONE", "", "HS256", "RS256", "ES256"] {
             let unsigned = message(&json!({"alg": alg, "kid": "a"}), &payload);
-            assert_eq!(verified(&format!("{unsigned}.")), Err(Flaw::Signature), "{alg}");
+            assert_eq!(
+                verified(&format!("{unsigned}.")),
+                Err(Flaw::Signature),
+                "{alg}"
+            );
             let secret = hmac::Key::new(hmac::HMAC_SHA256, pair().public_key().as_ref());
             let tag = URL_SAFE_NO_PAD.encode(hmac::sign(&secret, unsigned.as_bytes()));
-            assert_eq!(verified(&format!("{unsigned}.{tag}")), Err(Flaw::Signature), "{alg}");
+            assert_eq!(
+                verified(&format!("{unsigned}.{tag}")),
+                Err(Flaw::Signature),
+                "{alg}"
+            );
         }
         for header in [
             json!({"alg": "EdDSA", "kid": "b"}),
             json!({"alg": "EdDSA", "kid": "a", "crit": ["b64"], "b64": false}),
             json!({"alg": "EdDSA", "kid": "a", "crit": []}),
         ] {
-            assert_eq!(verified(&token(&header, &payload)), Err(Flaw::Signature), "{header}");
+            assert_eq!(
+                verified(&token(&header, &payload)),
+                Err(Flaw::Signature),
+                "{header}"
+            );
         }
         // A key in the token's own header is not asked.
         let own = json!({"alg": "EdDSA", "jwk": {"kty": "OKP"}, "jku": "https://evil", "kid": "a"});
@@ -275,8 +304,8 @@ mod tests {
         let other = URL_SAFE_NO_PAD.encode(payload().to_string().replace("me", "it"));
         let forged = [parts[0], other.as_str(), parts[2]].join(".");
         assert_eq!(verified(&forged), Err(Flaw::Signature));
-        let cut = good.strip_suffix(&good[good.len() - 4..]).unwrap();
-        assert_eq!(verified(cut), Err(Flaw::Signature));
+        let cut = format!("{}.{}.{}", parts[0], parts[1], URL_SAFE_NO_PAD.encode([7; 61]));
+        assert_eq!(verified(&cut), Err(Flaw::Signature));
     }
 
     #[test]

@@ -157,7 +157,10 @@ impl Keys {
 
 impl Key {
     fn of(jwk: Jwk) -> Option<Self> {
-        let is_for_signatures = jwk.purpose.as_deref().is_none_or(|purpose| purpose == "sig");
+        let is_for_signatures = jwk
+            .purpose
+            .as_deref()
+            .is_none_or(|purpose| purpose == "sig");
         let is_named = jwk.kid.as_ref().is_none_or(|kid| kid.len() <= MAX_KID);
         let algorithm = match &jwk.alg {
             Some(name) => Some(Algorithm::parse(name)?),
@@ -272,9 +275,8 @@ mod tests {
         };
         let (one, other) = (pair(), pair());
         let signature = one.sign(&random, b"message").unwrap();
-        let verify = |keys: &Keys, kid| {
-            keys.verify(kid, Algorithm::Es256, b"message", signature.as_ref())
-        };
+        let verify =
+            |keys: &Keys, kid| keys.verify(kid, Algorithm::Es256, b"message", signature.as_ref());
         let alone = keys(&[jwk(&one, "1")]).unwrap();
         assert!(verify(&alone, None) && verify(&alone, Some("1")));
         let both = keys(&[jwk(&one, "1"), jwk(&other, "2")]).unwrap();
@@ -306,15 +308,26 @@ mod tests {
             json!({"kty": "EC", "crv": "P-256", "x": x, "y": encoded(&[9; 31])}),
             json!(3),
         ] {
-            assert_eq!(keys(std::slice::from_ref(&useless)), Err(JwksError::Empty), "{useless}");
+            assert_eq!(
+                keys(std::slice::from_ref(&useless)),
+                Err(JwksError::Empty),
+                "{useless}"
+            );
             let both = keys(&[useless, good.clone()]).unwrap();
             assert_eq!(both.0.len(), 1);
         }
         let many = vec![good; MAX_KEYS + 1];
         assert_eq!(keys(&many), Err(JwksError::TooMany));
-        assert_eq!(Keys::parse(&vec![b' '; MAX_JWKS + 1]), Err(JwksError::TooLarge));
+        assert_eq!(
+            Keys::parse(&vec![b' '; MAX_JWKS + 1]),
+            Err(JwksError::TooLarge)
+        );
         for text in ["", "[]", "{}", "{\"keys\": 3}", "<html>"] {
-            assert_eq!(Keys::parse(text.as_bytes()), Err(JwksError::Malformed), "{text}");
+            assert_eq!(
+                Keys::parse(text.as_bytes()),
+                Err(JwksError::Malformed),
+                "{text}"
+            );
         }
     }
 }

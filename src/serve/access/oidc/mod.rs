@@ -132,7 +132,11 @@ impl Issuers {
             }
             Err(Unavailable) => {
                 if let Some(dropped) = LINES.pass() {
-                    tracing::warn!(issuer = name, dropped, "token not checked: no keys of its issuer");
+                    tracing::warn!(
+                        issuer = name,
+                        dropped,
+                        "token not checked: no keys of its issuer"
+                    );
                 }
                 Err(Refusal::Unavailable)
             }
