@@ -1,5 +1,6 @@
 //! Builds registries from the configuration, or from containerd's directories of hosts.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use url::{Host as UrlHost, Url};
@@ -14,7 +15,7 @@ use super::hosts::{Host, Hosts, Roots};
 use super::http::{Clients, Context, Http};
 use super::proxy::Proxies;
 use super::retry::Retry;
-use super::tls::Tls;
+use super::tls::{KeyPair, Tls};
 use super::urls::{HUB_URL, host_of, registry_url};
 use crate::oci::hub::DOCKER_HUB;
 
@@ -28,6 +29,8 @@ pub(crate) struct Builder {
     proxies: Arc<Proxies>,
     docker: Arc<DockerConfig>,
     logins: Option<Logins>,
+    /// The certificate of this machine, for the hosts in `servers`.
+    certificate: Option<KeyPair>,
 }
 
 impl Builder {
@@ -44,6 +47,7 @@ impl Builder {
             proxies: Arc::new(config.proxies()),
             docker: Arc::new(docker),
             logins,
+            certificate: KeyPair::of_machine(&config.identity)?,
         })
     }
 
@@ -103,11 +107,8 @@ impl Builder {
                 is_named: true,
                 ..Place::with_prefix(mirror)
             };
-            Ok(Endpoint::new(
-                http.clone(),
-                place,
-                self.credentials(None, mirror, None)?,
-            ))
+            let credentials = self.credentials(None, mirror, None)?;
+            Ok(self.endpoint(http.clone(), place, credentials, mirror))
         });
         let mirrors = mirrors.collect::<Result<_, Error>>()?;
         let place = Place {
@@ -115,11 +116,8 @@ impl Builder {
             ..Place::with_prefix(&url)
         };
         let given = self.given(name, &url, &place);
-        let own = Endpoint::new(
-            http.clone(),
-            place,
-            self.credentials(Some(upstream), &url, given)?,
-        );
+        let credentials = self.credentials(Some(upstream), &url, given)?;
+        let own = self.endpoint(http.clone(), place, credentials, &url);
         Ok(Registry::new(mirrors, own, self.retry()))
     }
 
@@ -130,13 +128,15 @@ impl Builder {
         if is_named || self.is_plain_loopback(&url) {
             rules.name(&url);
         }
-        let http = self.http(self.clients.clone(), rules, Vec::new());
+        let clients = self.clients(&Tls::default(), &url)?;
+        let http = self.http(clients, rules, vec![url.clone()]);
         let place = Place {
             is_named: is_named || self.is_server(&url),
             ..Place::with_prefix(&url)
         };
         let given = self.given(name, &url, &place);
-        let own = Endpoint::new(http, place, self.credentials(None, &url, given)?);
+        let credentials = self.credentials(None, &url, given)?;
+        let own = self.endpoint(http, place, credentials, &url);
         Ok(Registry::new(Vec::new(), own, self.retry()))
     }
 
@@ -173,11 +173,7 @@ impl Builder {
         rules: &DialRules,
     ) -> Result<Endpoint, Error> {
         let url = host.url.as_ref().unwrap_or(default_url);
-        let clients = if host.tls.is_plain() {
-            self.clients.clone()
-        } else {
-            Clients::new(&self.config, Some(&host.tls))?
-        };
+        let clients = self.clients(&host.tls, url)?;
         let http = self.http(clients, rules.clone(), vec![url.clone()]);
         let is_own = host_of(url) == host_of(default_url);
         let place = Place {
@@ -193,11 +189,43 @@ impl Builder {
         } else {
             None
         };
-        Ok(Endpoint::new(
-            http,
-            place,
-            self.credentials(None, url, given)?,
-        ))
+        let credentials = self.credentials(None, url, given)?;
+        Ok(self.endpoint(http, place, credentials, url))
+    }
+
+    /// Returns the files of this machine's certificate.
+    pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
+        let pair = self.certificate.as_ref();
+        let files = pair.map(|pair| [Some(&pair.certificate), pair.key.as_ref()]);
+        files.into_iter().flatten().flatten().map(PathBuf::as_path)
+    }
+
+    /// Returns connection pools with these settings, and with this machine's certificate for a
+    /// server that has none in its settings. Blocking.
+    fn clients(&self, tls: &Tls, url: &Url) -> Result<Clients, Error> {
+        let mut tls = tls.clone();
+        if tls.identities.is_empty() && self.knows_identity(url) {
+            tls.identities.extend(self.certificate.clone());
+        }
+        if tls.is_plain() {
+            Ok(self.clients.clone())
+        } else {
+            Clients::new(&self.config, Some(&tls))
+        }
+    }
+
+    /// Returns the endpoint at `url`, with this machine's token if it is a server.
+    fn endpoint(&self, http: Http, place: Place, credentials: Credentials, url: &Url) -> Endpoint {
+        let token_file = &self.config.identity.token_file;
+        let token_file = token_file.as_ref().filter(|_| self.knows_identity(url));
+        let identity = token_file.map(|file| Credentials::of_token_file(file));
+        Endpoint::new(http, place, credentials).with_identity(identity)
+    }
+
+    /// Whether the host gets this machine's identity: it is listed, and nobody in between can read
+    /// a token.
+    fn knows_identity(&self, url: &Url) -> bool {
+        self.is_server(url) && (url.scheme() == "https" || is_loopback(url))
     }
 
     fn http(&self, clients: Clients, rules: DialRules, given_for: Vec<Url>) -> Http {

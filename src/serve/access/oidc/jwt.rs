@@ -304,7 +304,12 @@ mod tests {
         let other = URL_SAFE_NO_PAD.encode(payload().to_string().replace("me", "it"));
         let forged = [parts[0], other.as_str(), parts[2]].join(".");
         assert_eq!(verified(&forged), Err(Flaw::Signature));
-        let cut = format!("{}.{}.{}", parts[0], parts[1], URL_SAFE_NO_PAD.encode([7; 61]));
+        let cut = format!(
+            "{}.{}.{}",
+            parts[0],
+            parts[1],
+            URL_SAFE_NO_PAD.encode([7; 61])
+        );
         assert_eq!(verified(&cut), Err(Flaw::Signature));
     }
 
