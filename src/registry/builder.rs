@@ -7,7 +7,7 @@ use url::{Host as UrlHost, Url};
 
 use super::auth::{Credentials, DockerConfig, Given, Logins};
 use super::client::Registry;
-use super::config::{Config, UpstreamConfig};
+use super::config::{Config, HostPattern, UpstreamConfig};
 use super::dial::DialRules;
 use super::endpoint::{Endpoint, Place};
 use super::error::Error;
@@ -29,12 +29,13 @@ pub(crate) struct Builder {
     proxies: Arc<Proxies>,
     docker: Arc<DockerConfig>,
     logins: Option<Logins>,
-    /// The certificate of this machine, for the hosts in `servers`.
+    /// The certificate of this machine, for the servers of its identity.
     certificate: Option<KeyPair>,
 }
 
 impl Builder {
     pub(crate) fn new(config: &Config, logins: Option<Logins>) -> Result<Self, Error> {
+        config.identity.check()?;
         let docker = DockerConfig::new(
             config.docker_config.clone(),
             config.credential_helpers.clone(),
@@ -225,7 +226,8 @@ impl Builder {
     /// Whether the host gets this machine's identity: it is listed, and nobody in between can read
     /// a token.
     fn knows_identity(&self, url: &Url) -> bool {
-        self.is_server(url) && (url.scheme() == "https" || is_loopback(url))
+        let is_safe = url.scheme() == "https" || is_loopback(url);
+        is_safe && is_listed(&self.config.identity.servers, url)
     }
 
     fn http(&self, clients: Clients, rules: DialRules, given_for: Vec<Url>) -> Http {
@@ -270,13 +272,8 @@ impl Builder {
     }
 
     fn is_server(&self, url: &Url) -> bool {
-        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
-            return false;
-        };
-        self.config
-            .servers
-            .iter()
-            .any(|pattern| pattern.matches(host, port))
+        let (servers, identity) = (&self.config.servers, &self.config.identity.servers);
+        is_listed(servers, url) || is_listed(identity, url)
     }
 
     fn is_plain_loopback(&self, url: &Url) -> bool {
@@ -294,6 +291,13 @@ impl Builder {
             Ok(url)
         }
     }
+}
+
+fn is_listed(patterns: &[HostPattern], url: &Url) -> bool {
+    let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+        return false;
+    };
+    patterns.iter().any(|pattern| pattern.matches(host, port))
 }
 
 fn default_url(name: &str, scheme: &str) -> Result<Url, Error> {
@@ -316,5 +320,63 @@ fn is_loopback(url: &Url) -> bool {
         Some(UrlHost::Ipv4(address)) => address.is_loopback(),
         Some(UrlHost::Ipv6(address)) => address.is_loopback(),
         None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::config::ServerIdentity;
+
+    #[test]
+    fn the_identity_goes_to_its_servers_over_https_or_on_loopback() {
+        let config = Config {
+            servers: vec!["other.example".parse().unwrap()],
+            identity: ServerIdentity {
+                servers: vec![
+                    "images.example".parse().unwrap(),
+                    "127.0.0.1".parse().unwrap(),
+                ],
+                token_file: Some("/run/token".into()),
+                ..ServerIdentity::default()
+            },
+            ..Config::default()
+        };
+        let builder = Builder::new(&config, None).unwrap();
+        for (url, expected) in [
+            ("https://images.example/", true),
+            ("https://images.example:8443/", true),
+            ("http://127.0.0.1:5000/", true),
+            ("http://images.example/", false),
+            ("https://other.example/", false),
+            ("https://images.example.evil.example/", false),
+        ] {
+            let url = url.parse().unwrap();
+            assert_eq!(builder.knows_identity(&url), expected, "{url}");
+        }
+        for identity in [
+            ServerIdentity {
+                servers: Vec::new(),
+                ..config.identity.clone()
+            },
+            ServerIdentity {
+                token_file: None,
+                ..config.identity.clone()
+            },
+            ServerIdentity {
+                client_cert: Some("/run/cert".into()),
+                ..config.identity.clone()
+            },
+        ] {
+            let config = Config {
+                identity,
+                ..config.clone()
+            };
+            let refused = Builder::new(&config, None);
+            assert!(
+                matches!(refused, Err(Error::Configuration(_))),
+                "{config:?}"
+            );
+        }
     }
 }

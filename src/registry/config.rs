@@ -28,7 +28,7 @@ pub struct Config {
     /// entry in `certs_dir` need not be listed. A host that only an image's name mentions must be
     /// listed.
     pub servers: Vec<HostPattern>,
-    /// The identity of this machine at the hosts in `servers`.
+    /// The identity of this machine at Starlift servers.
     #[serde(skip_serializing_if = "ServerIdentity::is_none")]
     pub identity: ServerIdentity,
     /// The directory of Docker's `config.json`; `$DOCKER_CONFIG`, then `~/.docker`, if not set.
@@ -117,11 +117,15 @@ impl Config {
     }
 }
 
-/// The identity of this machine at Starlift servers: the hosts in `servers`, over HTTPS or on
-/// loopback, and no other host. If a server refuses it, the credentials of the pull are tried.
+/// The identity of this machine at Starlift servers. If one refuses it, the credentials of the pull
+/// are tried.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServerIdentity {
+    /// The servers that get the identity, `host`, `host:port` or `*.domain`, over HTTPS or on
+    /// loopback. They count as listed in `pull.servers` too.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub servers: Vec<HostPattern>,
     /// A file with a bearer token: a projected service-account token, or a token of the server's
     /// `token_file`. It is read again after a minute, and when the server refuses it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -138,6 +142,19 @@ pub struct ServerIdentity {
 impl ServerIdentity {
     fn is_none(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// # Errors
+    /// If there is an identity and nobody to show it to, or the reverse.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let has_identity = self.token_file.is_some() || self.client_cert.is_some();
+        if has_identity != self.servers.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Configuration(
+            "pull.identity takes servers, and a token_file or a client_cert with its client_key"
+                .to_owned(),
+        ))
     }
 }
 

@@ -22,7 +22,7 @@ use super::caller::Caller;
 use super::error::{ApiError, refused};
 use super::face::Face;
 use super::jobs::Job;
-use super::registry_request::admit;
+use super::registry_request::{Sender, admit};
 use super::{request_body, response};
 
 /// The longest request body: one reference, escaped in any way.
@@ -182,7 +182,7 @@ pub(crate) async fn admit_operator(app: &App, face: Face, caller: &Caller) -> Re
     if face == Face::Api && app.config.api_listen.ip().to_canonical().is_loopback() {
         return Ok(());
     }
-    let sender = caller.sender();
+    let sender = Sender::of(caller);
     let identity = app
         .access
         .identify(sender.headers, sender.certificate)
@@ -197,7 +197,7 @@ async fn admit_to_warm(
     caller: &Caller,
     location: &Location,
 ) -> Result<Admission, ApiError> {
-    let sender = caller.sender();
+    let sender = Sender::of(caller);
     let proof = async { Ok(Proof::Tags) };
     admit(app, &sender, Action::Warm, location, proof).await
 }

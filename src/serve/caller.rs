@@ -7,7 +7,6 @@ use http::request::Parts;
 use http::{HeaderMap, Uri};
 
 use super::access::ClientCertificate;
-use super::registry_request::Sender;
 
 /// The parts of a request by which its sender is known.
 pub(crate) struct Caller {
@@ -22,17 +21,6 @@ impl Caller {
             headers: parts.headers.clone(),
             uri: parts.uri.clone(),
             certificate: parts.extensions.get().cloned(),
-        }
-    }
-
-    /// The sender of a request that is about no repository.
-    pub(crate) fn sender(&self) -> Sender<'_> {
-        Sender {
-            headers: &self.headers,
-            uri: &self.uri,
-            certificate: self.certificate.as_ref(),
-            name: None,
-            is_mirror: false,
         }
     }
 }

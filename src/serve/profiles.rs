@@ -114,7 +114,7 @@ async fn read(
     };
     let sender = Sender {
         name: name.as_ref(),
-        ..caller.sender()
+        ..Sender::of(caller)
     };
     match &name {
         Some(name) => {

@@ -14,6 +14,7 @@ use crate::store::{self, Holder};
 
 use super::access::{Action, Admission, ClientCertificate, Proof, Refusal};
 use super::app::App;
+use super::caller::Caller;
 use super::error::{ApiError, Subject};
 use super::{client_address, guard, token};
 
@@ -128,7 +129,18 @@ pub(crate) struct Sender<'a> {
     pub(crate) is_mirror: bool,
 }
 
-impl Sender<'_> {
+impl<'a> Sender<'a> {
+    /// The sender of a request that is about no repository.
+    pub(crate) fn of(caller: &'a Caller) -> Self {
+        Self {
+            headers: &caller.headers,
+            uri: &caller.uri,
+            certificate: caller.certificate.as_ref(),
+            name: None,
+            is_mirror: false,
+        }
+    }
+
     /// The answer to a refusal.
     pub(crate) fn refused(&self, app: &App, refusal: &Refusal) -> ApiError {
         let name = self.name.map(Repository::as_str);

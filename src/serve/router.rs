@@ -21,7 +21,7 @@ use super::app::App;
 use super::caller::Caller;
 use super::error::ApiError;
 use super::face::Face;
-use super::registry_request::RegistryRequest;
+use super::registry_request::{RegistryRequest, Sender};
 use super::{
     api, blobs, health, manifests, middleware, page, profiles, referrers, response, tags, token,
 };
@@ -71,7 +71,7 @@ async fn ping(State(app): State<Arc<App>>, method: Method, caller: Caller) -> Re
     if !is_read(&method) {
         return ApiError::method().into_response();
     }
-    let sender = caller.sender();
+    let sender = Sender::of(&caller);
     let identity = app.access.identify(sender.headers, sender.certificate);
     let refusal = match identity.await {
         // A certificate only is not enough: the client may have other credentials too, which some

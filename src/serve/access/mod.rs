@@ -330,3 +330,31 @@ fn unavailable(error: &(dyn std::error::Error + 'static)) -> Refusal {
     tracing::warn!(error = log::chain(error), "access cannot be checked");
     Refusal::Unavailable
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_certificate_that_has_ended_counts_no_longer() {
+        let rule = serde_json::json!({"who": ["anyone"], "may": ["pull"], "images": ["**"]});
+        let config = AccessConfig {
+            rule: vec![serde_json::from_value(rule).unwrap()],
+            ..AccessConfig::default()
+        };
+        let access = Access::new(&config, Store::in_memory()).unwrap();
+        let until = |until: u64| ClientCertificate {
+            user: "cert:me".into(),
+            until,
+        };
+        let headers = HeaderMap::new();
+        let known = access.known(&headers, Some(&until(unix_now() + 30))).await;
+        let known = known.unwrap();
+        assert_eq!(known.identity.to_string(), "user:cert:me");
+        // A token for it ends with it too.
+        let (_, lifetime) = access.token(&known).await.unwrap();
+        assert!(lifetime <= Duration::from_secs(30));
+        let ended = access.known(&headers, Some(&until(unix_now()))).await;
+        assert!(matches!(ended, Err(Refusal::BadCredentials)));
+    }
+}

@@ -4,6 +4,7 @@ mod burst;
 mod cri_proxy;
 mod erofs;
 mod fetching;
+mod identity;
 mod limits;
 mod merged;
 mod model;

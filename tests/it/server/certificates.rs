@@ -19,10 +19,10 @@ use crate::support::place::Place;
 const TAG: &str = "/v2/local/app/manifests/v1";
 
 /// A server with TLS whose rules are about `cert:node-1`, and its authority.
-struct Guarded {
-    stage: Stage,
-    server: Running,
-    authority: Authority,
+pub(crate) struct Guarded {
+    pub(crate) stage: Stage,
+    pub(crate) server: Running,
+    pub(crate) authority: Authority,
 }
 
 /// `cert:node-1` may pull and profile `local/app`, and is an administrator; `carol` may pull
@@ -44,6 +44,11 @@ fn rules(config: &mut Config, htpasswd: std::path::PathBuf) {
 
 impl Guarded {
     async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// The same with more settings.
+    pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let authority = Authority::new();
         authority.issue("server", "/CN=server", SERVER, 2);
         for name in ["node-1", "node-2", "node-3"] {
@@ -65,6 +70,7 @@ impl Guarded {
         let server = stage.another(|config| {
             config.tls = Some(tls);
             rules(config, htpasswd);
+            change(config);
         });
         let server = server.await;
         Self {
@@ -74,12 +80,12 @@ impl Guarded {
         }
     }
 
-    fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("https://{}{path}", self.server.address)
     }
 
     /// A client with the certificate of this name.
-    fn client(&self, certificate: Option<&str>) -> reqwest::Client {
+    pub(crate) fn client(&self, certificate: Option<&str>) -> reqwest::Client {
         self.client_with(certificate.map(|name| self.authority.pem(name)))
     }
 
@@ -117,7 +123,7 @@ impl Guarded {
 }
 
 #[tokio::test]
-async fn a_certificate_is_a_user_whom_rules_name_and_others_come_without() {
+async fn a_certificate_is_a_user_that_rules_name_and_others_come_without() {
     let guarded = Guarded::start().await;
     let (one, two, none) = (
         guarded.client(Some("node-1")),

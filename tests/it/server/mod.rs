@@ -4,7 +4,7 @@
     reason = "a failed unwrap in a test helper fails the test"
 )]
 
-mod access;
+pub(crate) mod access;
 mod api;
 mod blobs;
 mod broken_store;
@@ -12,6 +12,7 @@ mod browsers;
 mod certificates;
 mod conformance;
 mod crash;
+mod doors;
 mod exposure;
 mod external_toc;
 mod failures;
@@ -27,7 +28,7 @@ mod oidc;
 mod panics;
 mod peaks;
 mod predictions;
-mod profiles;
+pub(crate) mod profiles;
 mod ranges;
 mod recorded;
 mod redirects;

@@ -1,7 +1,6 @@
 //! An issuer of tokens on loopback, with a discovery document and keys, that can be silent, broken
 //! or hostile.
 
-use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -178,7 +177,6 @@ struct Held {
 /// The issuer. Dropping it ends it.
 #[derive(Debug)]
 pub(crate) struct Issuer {
-    pub(crate) address: SocketAddr,
     shared: Arc<Shared>,
     serving: JoinHandle<()>,
 }
@@ -207,11 +205,7 @@ impl Issuer {
             .route("/keys", get(jwks))
             .with_state(Arc::clone(&shared));
         let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        let issuer = Self {
-            address,
-            shared,
-            serving,
-        };
+        let issuer = Self { shared, serving };
         issuer.publish(keys);
         issuer
     }
