@@ -131,9 +131,8 @@ async fn read(
                 .identify(sender.headers, sender.certificate)
                 .await;
             let admitted = identity.and_then(|known| {
-                let each = actions.iter();
-                each.map(|action| app.access.admit_to_all(&known, *action))
-                    .collect::<Result<(), _>>()
+                let mut each = actions.iter();
+                each.try_for_each(|action| app.access.admit_to_all(&known, *action))
             });
             admitted.map_err(|refusal| sender.refused(app, &refusal))?;
         }

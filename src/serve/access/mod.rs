@@ -2,8 +2,9 @@
 //! the policy, or by the upstream that the policy names.
 //!
 //! ```text
-//! Authorization ▶ Identity ─ rule allows it ▶ this server's credentials
-//!                           └ rule asks the upstream ▶ Grants ▶ the client's own credentials
+//! Authorization, else
+//! the certificate  ▶ Identity ─ rule allows it ▶ this server's credentials
+//!                             └ rule asks the upstream ▶ Grants ▶ the client's own credentials
 //! ```
 //! Which digests a name stands for is decided by links (`store::links`), not here.
 

@@ -58,7 +58,7 @@ fn containerd_pulls_by_the_certificate_of_its_hosts_file(release: Release) {
         return;
     };
     let authority = Authority::new();
-    let (_server, address) = start_with_tls(&place, &authority);
+    let (server, address) = start_with_tls(&place, &authority);
     authority.issue("node-1", "/CN=node-1", CLIENT, 2);
     authority.issue("node-2", "/CN=node-2", CLIENT, 2);
     authority.issue("expired", "/CN=node-1", CLIENT, -1);
@@ -82,6 +82,11 @@ fn containerd_pulls_by_the_certificate_of_its_hosts_file(release: Release) {
     };
     assert!(!pulls("node-2"), "no rule names it");
     assert!(!pulls("expired"));
+    assert!(
+        server.log().contains("client certificate refused"),
+        "{}",
+        server.log()
+    );
     assert!(pulls("node-1"));
 }
 

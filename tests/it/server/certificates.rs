@@ -20,7 +20,8 @@ const TAG: &str = "/v2/local/app/manifests/v1";
 
 /// A server with TLS whose rules are about `cert:node-1`, and its authority.
 pub(crate) struct Guarded {
-    pub(crate) stage: Stage,
+    /// The upstream of the server.
+    _stage: Stage,
     pub(crate) server: Running,
     pub(crate) authority: Authority,
 }
@@ -74,7 +75,7 @@ impl Guarded {
         });
         let server = server.await;
         Self {
-            stage,
+            _stage: stage,
             server,
             authority,
         }

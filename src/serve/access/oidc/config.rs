@@ -16,7 +16,7 @@ pub struct IssuerConfig {
     pub issuer: String,
     /// The audiences of this server. A token must be for one of them.
     pub audience: Vec<String>,
-    /// The text in front of `sub` in users' names; different for each issuer.
+    /// The text in front of `sub` in users' names, different for each issuer; `oidc:` if not set.
     #[serde(default = "prefix")]
     pub prefix: String,
     /// The URL of the issuer's keys (JWKS). If neither this nor `jwks_file` is set, the issuer's
@@ -34,11 +34,12 @@ pub struct IssuerConfig {
     /// Kubernetes require one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
-    /// How long keys are used before they are fetched again. A key that the issuer has withdrawn is
-    /// refused after this time and `serve.access.remember`.
+    /// How long keys are used before they are fetched again; `5m` if not set. A key that the issuer
+    /// has withdrawn is refused after this time and `serve.access.remember`.
     #[serde(default = "refresh", with = "humantime_serde")]
     pub refresh: Duration,
-    /// How long keys are used while the issuer does not answer. After that, its tokens get 503.
+    /// How long keys are used while the issuer does not answer; `1day` if not set. After that, its
+    /// tokens get 503.
     #[serde(default = "unreachable", with = "humantime_serde")]
     pub unreachable: Duration,
 }
