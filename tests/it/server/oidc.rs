@@ -12,6 +12,7 @@ use starlift::serve::{Config, IssuerConfig};
 
 use super::access::rule;
 use super::{Answer, Stage};
+use crate::support::certificates::{Authority, SERVER};
 use crate::support::eventually::eventually_async;
 use crate::support::image::ImageBuilder;
 use crate::support::issuer::{Issuer, Mood, SigningKey, message, unix_now};
@@ -294,6 +295,25 @@ async fn keys_come_from_a_file_where_no_issuer_is_reached() {
     let error = Stage::try_another(|server| server.access.issuer = vec![config()]).await;
     let error = error.unwrap_err().to_string();
     assert!(error.contains("kubernetes.default.svc"), "{error}");
+}
+
+#[tokio::test]
+async fn keys_are_fetched_over_https_from_a_host_of_the_configured_authority() {
+    let key = SigningKey::ec("a");
+    let (authority, other) = (Authority::new(), Authority::new());
+    authority.issue("server", "/CN=server", SERVER, 2);
+    let issuer = Issuer::start_tls(&[&key], &authority).await;
+    let token = key.sign(&issuer.claims(AGENT));
+    for (ca_file, expected) in [
+        (Some(authority.path("ca.crt")), 200),
+        (Some(other.path("ca.crt")), 503),
+        (None, 503),
+    ] {
+        let mut config = issuer.config();
+        config.ca_file = ca_file;
+        let stage = trusting(vec![config], |_| {}).await;
+        assert_eq!(bearer(&stage, &token).await, expected);
+    }
 }
 
 #[tokio::test]

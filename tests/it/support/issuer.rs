@@ -10,6 +10,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use axum_server::tls_rustls::RustlsConfig;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use parking_lot::Mutex;
@@ -25,6 +26,8 @@ use serde_json::{Value, json};
 use starlift::serve::IssuerConfig;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+
+use super::certificates::Authority;
 
 /// The audience of the server under test.
 pub(crate) const AUDIENCE: &str = "starlift";
@@ -189,10 +192,20 @@ impl Drop for Issuer {
 
 impl Issuer {
     pub(crate) async fn start(keys: &[&SigningKey]) -> Self {
+        Self::start_over(keys, None).await
+    }
+
+    /// The same over HTTPS, with the certificate `server` of an authority.
+    pub(crate) async fn start_tls(keys: &[&SigningKey], authority: &Authority) -> Self {
+        Self::start_over(keys, Some(authority)).await
+    }
+
+    async fn start_over(keys: &[&SigningKey], authority: Option<&Authority>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let scheme = if authority.is_some() { "https" } else { "http" };
         let shared = Arc::new(Shared {
-            url: format!("http://{address}"),
+            url: format!("{scheme}://{address}"),
             state: Mutex::new(Held {
                 keys: Vec::new(),
                 mood: Mood::Well,
@@ -204,7 +217,18 @@ impl Issuer {
             .route("/.well-known/openid-configuration", get(discovery))
             .route("/keys", get(jwks))
             .with_state(Arc::clone(&shared));
-        let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        let serving = match authority {
+            None => tokio::spawn(async move { axum::serve(listener, router).await.unwrap() }),
+            Some(authority) => {
+                // An error means that a provider is installed already, which is fine.
+                let _installed = rustls::crypto::ring::default_provider().install_default();
+                let (cert, key) = (authority.path("server.cert"), authority.path("server.key"));
+                let config = RustlsConfig::from_pem_file(cert, key).await.unwrap();
+                let listener = listener.into_std().unwrap();
+                let server = axum_server::from_tcp_rustls(listener, config).unwrap();
+                tokio::spawn(async move { server.serve(router.into_make_service()).await.unwrap() })
+            }
+        };
         let issuer = Self { shared, serving };
         issuer.publish(keys);
         issuer

@@ -27,7 +27,7 @@ pub struct IssuerConfig {
     /// read again when it has changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jwks_file: Option<PathBuf>,
-    /// PEM certificates of authorities to trust for this issuer besides the system's.
+    /// PEM certificates of authorities to trust for this issuer, in place of the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
     /// A file with a bearer token for the requests for keys, read at each; the API servers of
