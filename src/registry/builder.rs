@@ -1,12 +1,13 @@
 //! Builds registries from the configuration, or from containerd's directories of hosts.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use url::{Host as UrlHost, Url};
 
 use super::auth::{Credentials, DockerConfig, Given, Logins};
 use super::client::Registry;
-use super::config::{Config, UpstreamConfig};
+use super::config::{Config, HostPattern, UpstreamConfig};
 use super::dial::DialRules;
 use super::endpoint::{Endpoint, Place};
 use super::error::Error;
@@ -14,7 +15,7 @@ use super::hosts::{Host, Hosts, Roots};
 use super::http::{Clients, Context, Http};
 use super::proxy::Proxies;
 use super::retry::Retry;
-use super::tls::Tls;
+use super::tls::{KeyPair, Tls};
 use super::urls::{HUB_URL, host_of, registry_url};
 use crate::oci::hub::DOCKER_HUB;
 
@@ -28,10 +29,13 @@ pub(crate) struct Builder {
     proxies: Arc<Proxies>,
     docker: Arc<DockerConfig>,
     logins: Option<Logins>,
+    /// The certificate of this machine, for the servers of its identity.
+    certificate: Option<KeyPair>,
 }
 
 impl Builder {
     pub(crate) fn new(config: &Config, logins: Option<Logins>) -> Result<Self, Error> {
+        config.identity.check()?;
         let docker = DockerConfig::new(
             config.docker_config.clone(),
             config.credential_helpers.clone(),
@@ -44,6 +48,7 @@ impl Builder {
             proxies: Arc::new(config.proxies()),
             docker: Arc::new(docker),
             logins,
+            certificate: KeyPair::of_machine(&config.identity)?,
         })
     }
 
@@ -103,11 +108,8 @@ impl Builder {
                 is_named: true,
                 ..Place::with_prefix(mirror)
             };
-            Ok(Endpoint::new(
-                http.clone(),
-                place,
-                self.credentials(None, mirror, None)?,
-            ))
+            let credentials = self.credentials(None, mirror, None)?;
+            Ok(self.endpoint(http.clone(), place, credentials, mirror))
         });
         let mirrors = mirrors.collect::<Result<_, Error>>()?;
         let place = Place {
@@ -115,11 +117,8 @@ impl Builder {
             ..Place::with_prefix(&url)
         };
         let given = self.given(name, &url, &place);
-        let own = Endpoint::new(
-            http.clone(),
-            place,
-            self.credentials(Some(upstream), &url, given)?,
-        );
+        let credentials = self.credentials(Some(upstream), &url, given)?;
+        let own = self.endpoint(http.clone(), place, credentials, &url);
         Ok(Registry::new(mirrors, own, self.retry()))
     }
 
@@ -130,13 +129,15 @@ impl Builder {
         if is_named || self.is_plain_loopback(&url) {
             rules.name(&url);
         }
-        let http = self.http(self.clients.clone(), rules, Vec::new());
+        let clients = self.clients(&Tls::default(), &url)?;
+        let http = self.http(clients, rules, vec![url.clone()]);
         let place = Place {
             is_named: is_named || self.is_server(&url),
             ..Place::with_prefix(&url)
         };
         let given = self.given(name, &url, &place);
-        let own = Endpoint::new(http, place, self.credentials(None, &url, given)?);
+        let credentials = self.credentials(None, &url, given)?;
+        let own = self.endpoint(http, place, credentials, &url);
         Ok(Registry::new(Vec::new(), own, self.retry()))
     }
 
@@ -173,11 +174,7 @@ impl Builder {
         rules: &DialRules,
     ) -> Result<Endpoint, Error> {
         let url = host.url.as_ref().unwrap_or(default_url);
-        let clients = if host.tls.is_plain() {
-            self.clients.clone()
-        } else {
-            Clients::new(&self.config, Some(&host.tls))?
-        };
+        let clients = self.clients(&host.tls, url)?;
         let http = self.http(clients, rules.clone(), vec![url.clone()]);
         let is_own = host_of(url) == host_of(default_url);
         let place = Place {
@@ -193,11 +190,44 @@ impl Builder {
         } else {
             None
         };
-        Ok(Endpoint::new(
-            http,
-            place,
-            self.credentials(None, url, given)?,
-        ))
+        let credentials = self.credentials(None, url, given)?;
+        Ok(self.endpoint(http, place, credentials, url))
+    }
+
+    /// Returns the files of this machine's certificate.
+    pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
+        let pair = self.certificate.as_ref();
+        let files = pair.map(|pair| [Some(&pair.certificate), pair.key.as_ref()]);
+        files.into_iter().flatten().flatten().map(PathBuf::as_path)
+    }
+
+    /// Returns connection pools with these settings, and with this machine's certificate for a
+    /// server that has none in its settings. Blocking.
+    fn clients(&self, tls: &Tls, url: &Url) -> Result<Clients, Error> {
+        let mut tls = tls.clone();
+        if tls.identities.is_empty() && self.knows_identity(url) {
+            tls.identities.extend(self.certificate.clone());
+        }
+        if tls.is_plain() {
+            Ok(self.clients.clone())
+        } else {
+            Clients::new(&self.config, Some(&tls))
+        }
+    }
+
+    /// Returns the endpoint at `url`, with this machine's token if it is a server.
+    fn endpoint(&self, http: Http, place: Place, credentials: Credentials, url: &Url) -> Endpoint {
+        let token_file = &self.config.identity.token_file;
+        let token_file = token_file.as_ref().filter(|_| self.knows_identity(url));
+        let identity = token_file.map(|file| Credentials::of_token_file(file));
+        Endpoint::new(http, place, credentials).with_identity(identity)
+    }
+
+    /// Whether the host gets this machine's identity: it is listed, and nobody in between can read
+    /// a token.
+    fn knows_identity(&self, url: &Url) -> bool {
+        let is_safe = url.scheme() == "https" || is_loopback(url);
+        is_safe && is_listed(&self.config.identity.servers, url)
     }
 
     fn http(&self, clients: Clients, rules: DialRules, given_for: Vec<Url>) -> Http {
@@ -242,13 +272,8 @@ impl Builder {
     }
 
     fn is_server(&self, url: &Url) -> bool {
-        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
-            return false;
-        };
-        self.config
-            .servers
-            .iter()
-            .any(|pattern| pattern.matches(host, port))
+        let (servers, identity) = (&self.config.servers, &self.config.identity.servers);
+        is_listed(servers, url) || is_listed(identity, url)
     }
 
     fn is_plain_loopback(&self, url: &Url) -> bool {
@@ -266,6 +291,13 @@ impl Builder {
             Ok(url)
         }
     }
+}
+
+fn is_listed(patterns: &[HostPattern], url: &Url) -> bool {
+    let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+        return false;
+    };
+    patterns.iter().any(|pattern| pattern.matches(host, port))
 }
 
 fn default_url(name: &str, scheme: &str) -> Result<Url, Error> {
@@ -288,5 +320,63 @@ fn is_loopback(url: &Url) -> bool {
         Some(UrlHost::Ipv4(address)) => address.is_loopback(),
         Some(UrlHost::Ipv6(address)) => address.is_loopback(),
         None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::config::ServerIdentity;
+
+    #[test]
+    fn the_identity_goes_to_its_servers_over_https_or_on_loopback() {
+        let config = Config {
+            servers: vec!["other.example".parse().unwrap()],
+            identity: ServerIdentity {
+                servers: vec![
+                    "images.example".parse().unwrap(),
+                    "127.0.0.1".parse().unwrap(),
+                ],
+                token_file: Some("/run/token".into()),
+                ..ServerIdentity::default()
+            },
+            ..Config::default()
+        };
+        let builder = Builder::new(&config, None).unwrap();
+        for (url, expected) in [
+            ("https://images.example/", true),
+            ("https://images.example:8443/", true),
+            ("http://127.0.0.1:5000/", true),
+            ("http://images.example/", false),
+            ("https://other.example/", false),
+            ("https://images.example.evil.example/", false),
+        ] {
+            let url = url.parse().unwrap();
+            assert_eq!(builder.knows_identity(&url), expected, "{url}");
+        }
+        for identity in [
+            ServerIdentity {
+                servers: Vec::new(),
+                ..config.identity.clone()
+            },
+            ServerIdentity {
+                token_file: None,
+                ..config.identity.clone()
+            },
+            ServerIdentity {
+                client_cert: Some("/run/cert".into()),
+                ..config.identity.clone()
+            },
+        ] {
+            let config = Config {
+                identity,
+                ..config.clone()
+            };
+            let refused = Builder::new(&config, None);
+            assert!(
+                matches!(refused, Err(Error::Configuration(_))),
+                "{config:?}"
+            );
+        }
     }
 }

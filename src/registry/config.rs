@@ -28,6 +28,9 @@ pub struct Config {
     /// entry in `certs_dir` need not be listed. A host that only an image's name mentions must be
     /// listed.
     pub servers: Vec<HostPattern>,
+    /// The identity of this machine at Starlift servers.
+    #[serde(skip_serializing_if = "ServerIdentity::is_none")]
+    pub identity: ServerIdentity,
     /// The directory of Docker's `config.json`; `$DOCKER_CONFIG`, then `~/.docker`, if not set.
     pub docker_config: Option<PathBuf>,
     /// The directory of `docker-credential-*` programs; `$PATH` is searched if not set.
@@ -77,6 +80,7 @@ impl Default for Config {
             allowed_hosts: Vec::new(),
             allow_private: false,
             servers: Vec::new(),
+            identity: ServerIdentity::default(),
             docker_config: None,
             credential_helpers: None,
             certs_dir: None,
@@ -110,6 +114,47 @@ impl Config {
             .ok_or_else(|| Error::Configuration(format!("{flag:?} is not NAME=URL")))?;
         url.clone_into(&mut self.upstream.entry(name.to_owned()).or_default().url);
         Ok(())
+    }
+}
+
+/// The identity of this machine at Starlift servers. If one refuses it, the credentials of the pull
+/// are tried.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServerIdentity {
+    /// The servers that get the identity, `host`, `host:port` or `*.domain`, over HTTPS or on
+    /// loopback. They count as listed in `pull.servers` too.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub servers: Vec<HostPattern>,
+    /// A file with a bearer token: a projected service-account token, or a token of the server's
+    /// `token_file`. It is read again after a minute, and when the server refuses it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+    /// A PEM client certificate, for hosts that `hosts.toml` gives none. It is read again when it
+    /// has changed. An entry of `upstream` has a `client_cert` of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_cert: Option<PathBuf>,
+    /// The PEM key of the client certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_key: Option<PathBuf>,
+}
+
+impl ServerIdentity {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// # Errors
+    /// If there is an identity and nobody to show it to, or the reverse.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let has_identity = self.token_file.is_some() || self.client_cert.is_some();
+        if has_identity != self.servers.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Configuration(
+            "pull.identity takes servers, and a token_file or a client_cert with its client_key"
+                .to_owned(),
+        ))
     }
 }
 

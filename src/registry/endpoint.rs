@@ -35,6 +35,8 @@ pub(super) struct Endpoint {
     key: Arc<str>,
     id: EndpointId,
     auth: Authenticator,
+    /// The identity of this machine, which is tried first.
+    identity: Option<Authenticator>,
     /// Whether its last answer said that it is a Starlift server.
     is_starlift: AtomicBool,
 }
@@ -163,8 +165,20 @@ impl Endpoint {
             key,
             id,
             auth,
+            identity: None,
             is_starlift: AtomicBool::new(false),
         }
+    }
+
+    /// Adds the identity of this machine, which is tried before other credentials.
+    pub(super) fn with_identity(self, credentials: Option<Credentials>) -> Self {
+        let base = self.place.base.clone();
+        let memory = Arc::clone(&self.http.context().memory);
+        let identity = credentials.map(|credentials| {
+            let id = memory.endpoint();
+            Authenticator::new(self.http.clone(), base, credentials, memory, id)
+        });
+        Self { identity, ..self }
     }
 
     /// Returns the same host with the credentials of a client in place of all others. Nothing that
@@ -287,7 +301,50 @@ impl Endpoint {
 
     async fn read_url(&self, read: &Read<'_>, url: Url) -> Result<Answer, Error> {
         let name = self.name_of(read.repository);
-        let mut authorization = self.auth.known(&name, Action::Pull).await?;
+        if let Some(identity) = self.identity_for(&name) {
+            let answer = self.read_as(identity, &name, read, &url).await;
+            if !is_refused(&answer) {
+                return answer;
+            }
+        }
+        let answer = self.read_as(&self.auth, &name, read, &url).await;
+        self.note_refusal(&name, &answer).await;
+        answer
+    }
+
+    /// Returns the identity of this machine, if it has one that the server has not refused for this
+    /// repository. The credentials of a pull are tried after it: they expire, and it is renewed.
+    fn identity_for(&self, name: &str) -> Option<&Authenticator> {
+        let refusals = &self.http.context().memory.refusals;
+        let is_refused = |_: &&Authenticator| refusals.contains_key(&(self.id, name.to_owned()));
+        self.identity
+            .as_ref()
+            .filter(|identity| !is_refused(identity))
+    }
+
+    /// Remembers that the credentials of a pull were needed. If they are refused too, the identity
+    /// is tried again.
+    async fn note_refusal(&self, name: &str, answer: &Result<Answer, Error>) {
+        if self.identity.is_none() {
+            return;
+        }
+        let refusals = &self.http.context().memory.refusals;
+        let key = (self.id, name.to_owned());
+        if answer.is_ok() {
+            refusals.insert(key, ()).await;
+        } else if is_refused(answer) {
+            refusals.invalidate(&key).await;
+        }
+    }
+
+    async fn read_as(
+        &self,
+        auth: &Authenticator,
+        name: &str,
+        read: &Read<'_>,
+        url: &Url,
+    ) -> Result<Answer, Error> {
+        let mut authorization = auth.known(name, Action::Pull).await?;
         let mut is_second_chance = false;
         for _ in 0..MAX_ROUNDS {
             let mut secrets = self.secrets(authorization.as_ref());
@@ -314,8 +371,7 @@ impl Endpoint {
             if is_challenge && !authorization.as_ref().is_some_and(|sent| sent.is_fresh) {
                 let headers = answer.headers();
                 authorization = Some(
-                    self.auth
-                        .after_refusal(headers, &name, Action::Pull, authorization.as_ref())
+                    auth.after_refusal(headers, name, Action::Pull, authorization.as_ref())
                         .await?,
                 );
                 continue;
@@ -329,7 +385,7 @@ impl Endpoint {
             }
             is_second_chance = true;
             tokio::time::sleep(self.http.context().pause).await;
-            authorization = self.auth.renewed(&name, Action::Pull).await?;
+            authorization = auth.renewed(name, Action::Pull).await?;
         }
         Err(Error::Unauthorized)
     }
@@ -381,12 +437,34 @@ impl Endpoint {
         mut make_body: impl FnMut() -> Option<Body>,
     ) -> Result<Answer, Error> {
         let name = self.name_of(repository);
-        let mut authorization = self.auth.known(&name, action).await?;
+        let request = (method, url, headers);
+        if let Some(identity) = self.identity_for(&name) {
+            let sent = self.send_as(identity, &name, action, &request, &mut make_body);
+            let answer = sent.await;
+            if !is_refused(&answer) {
+                return answer;
+            }
+        }
+        let sent = self.send_as(&self.auth, &name, action, &request, make_body);
+        let answer = sent.await;
+        self.note_refusal(&name, &answer).await;
+        answer
+    }
+
+    async fn send_as(
+        &self,
+        auth: &Authenticator,
+        name: &str,
+        action: Action,
+        (method, url, headers): &(Method, Url, HeaderMap),
+        mut make_body: impl FnMut() -> Option<Body>,
+    ) -> Result<Answer, Error> {
+        let mut authorization = auth.known(name, action).await?;
         for _ in 0..MAX_ROUNDS {
             // A body that can be sent only once is gone after a refusal.
             let body = make_body().ok_or(Error::Unauthorized)?;
             let mut headers = headers.clone();
-            if same_origin(&url, &self.place.base) {
+            if same_origin(url, &self.place.base) {
                 headers.extend(self.secrets(authorization.as_ref()));
             }
             let answer = self
@@ -398,13 +476,20 @@ impl Endpoint {
             }
             let headers = answer.headers();
             authorization = Some(
-                self.auth
-                    .after_refusal(headers, &name, action, authorization.as_ref())
+                auth.after_refusal(headers, name, action, authorization.as_ref())
                     .await?,
             );
         }
         Err(Error::Unauthorized)
     }
+}
+
+/// Whether the host refuses the credentials, or their file cannot be read.
+fn is_refused(answer: &Result<Answer, Error>) -> bool {
+    matches!(
+        answer,
+        Err(Error::Unauthorized | Error::Denied | Error::Configuration(_))
+    )
 }
 
 /// Resolves a link of the registry at `base`; `None` if it leads to another host. The scheme and

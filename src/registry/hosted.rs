@@ -60,9 +60,11 @@ impl Hosted {
         }
         let found = self.builder.roots.find(&self.name);
         let registry = Arc::new(self.build(&found)?);
+        let mut consulted = found.consulted;
+        consulted.watch(self.builder.files());
         Ok(HeldRegistry {
             registry,
-            consulted: found.consulted,
+            consulted,
             looked,
         })
     }

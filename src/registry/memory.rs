@@ -22,6 +22,10 @@ const MAX_CHALLENGE_BYTES: u64 = 4 << 20;
 const MAX_TARGET_BYTES: u64 = 16 << 20;
 /// Signed URLs live for some minutes.
 const TARGET_LIFETIME: Duration = Duration::from_secs(300);
+/// Repositories that are read by the credentials of a pull.
+const MAX_REFUSAL_BYTES: u64 = 1 << 20;
+/// A right that this machine gets is used after this time.
+const REFUSAL_LIFETIME: Duration = Duration::from_secs(60);
 /// Sizes of blobs that no header states.
 const MAX_SIZE_BYTES: u64 = 1 << 20;
 /// Lists of tags that were collected from many pages: the longest one, and some more.
@@ -47,6 +51,9 @@ pub(super) struct Memory {
     pub(super) challenges: Cache<(EndpointId, String, Action), Challenge>,
     /// The latest targets of redirected reads of blobs.
     pub(super) targets: Cache<Target, Url>,
+    /// Repositories for which a server has refused this machine's identity, and not the credentials
+    /// of the pull.
+    pub(super) refusals: Cache<(EndpointId, String), ()>,
     /// Verified sizes of blobs.
     pub(super) sizes: Cache<Digest, u64>,
     /// Lists of tags that took many requests, for clients that read them page by page.
@@ -77,6 +84,11 @@ impl Default for Memory {
             .max_capacity(MAX_TARGET_BYTES)
             .time_to_live(TARGET_LIFETIME)
             .build();
+        let refusals = Cache::builder()
+            .weigher(|(_, name): &(EndpointId, String), (): &()| weight(name.len()))
+            .max_capacity(MAX_REFUSAL_BYTES)
+            .time_to_live(REFUSAL_LIFETIME)
+            .build();
         let sizes = Cache::builder()
             .weigher(|digest: &Digest, _: &u64| weight(digest.hex().len()))
             .max_capacity(MAX_SIZE_BYTES)
@@ -96,6 +108,7 @@ impl Default for Memory {
             tokens,
             challenges,
             targets,
+            refusals,
             sizes,
             tags,
         }

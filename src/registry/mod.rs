@@ -44,7 +44,7 @@ pub use self::auth::{ClientLogin, Login, Logins};
 pub use self::body::Body;
 pub(crate) use self::builder::Builder;
 pub(crate) use self::client::Registry;
-pub use self::config::{Config, HostPattern, Secret, UpstreamConfig};
+pub use self::config::{Config, HostPattern, Secret, ServerIdentity, UpstreamConfig};
 pub use self::error::Error;
 pub(crate) use self::error::excerpt;
 pub(crate) use self::hosted::Hosted;

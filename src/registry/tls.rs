@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use reqwest::{Certificate, Identity};
 
-use super::config::UpstreamConfig;
+use super::config::{ServerIdentity, UpstreamConfig};
 use super::error::Error;
 use crate::telemetry::log::chain;
 
@@ -27,26 +27,36 @@ pub(super) struct KeyPair {
     pub(super) key: Option<PathBuf>,
 }
 
+impl KeyPair {
+    fn configured(
+        certificate: &Option<PathBuf>,
+        key: &Option<PathBuf>,
+    ) -> Result<Option<Self>, Error> {
+        match (certificate, key) {
+            (Some(certificate), Some(key)) => Ok(Some(Self {
+                certificate: certificate.clone(),
+                key: Some(key.clone()),
+            })),
+            (None, None) => Ok(None),
+            _ => Err(Error::Configuration(
+                "client_cert and client_key belong together".to_owned(),
+            )),
+        }
+    }
+
+    /// Returns the certificate of this machine; `None` if it has none.
+    pub(super) fn of_machine(identity: &ServerIdentity) -> Result<Option<Self>, Error> {
+        Self::configured(&identity.client_cert, &identity.client_key)
+    }
+}
+
 impl Tls {
     /// Returns the settings in an upstream's configuration; `None` if it has none.
     pub(super) fn configured(upstream: &UpstreamConfig) -> Result<Option<Self>, Error> {
-        let identities = match (&upstream.client_cert, &upstream.client_key) {
-            (Some(certificate), Some(key)) => {
-                vec![KeyPair {
-                    certificate: certificate.clone(),
-                    key: Some(key.clone()),
-                }]
-            }
-            (None, None) => Vec::new(),
-            _ => {
-                return Err(Error::Configuration(
-                    "client_cert and client_key belong together".to_owned(),
-                ));
-            }
-        };
+        let pair = KeyPair::configured(&upstream.client_cert, &upstream.client_key)?;
         let tls = Self {
             authorities: upstream.ca_file.iter().cloned().collect(),
-            identities,
+            identities: pair.into_iter().collect(),
             skip_verify: false,
         };
         Ok((!tls.is_plain()).then_some(tls))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::{Extension, Path, Request, State};
 use axum::response::{IntoResponse as _, Response};
 use http::header::{CONTENT_TYPE, LOCATION};
-use http::{HeaderMap, StatusCode, Uri};
+use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -18,6 +18,7 @@ use crate::telemetry::log;
 
 use super::access::{Action, Admission, Proof, Reader};
 use super::app::App;
+use super::caller::Caller;
 use super::error::{ApiError, refused};
 use super::face::Face;
 use super::jobs::Job;
@@ -61,10 +62,9 @@ impl Target {
 pub(crate) async fn status(
     State(app): State<Arc<App>>,
     Extension(face): Extension<Face>,
-    headers: HeaderMap,
-    uri: Uri,
+    caller: Caller,
 ) -> Response {
-    if let Err(failure) = admit_operator(&app, face, &headers, &uri).await {
+    if let Err(failure) = admit_operator(&app, face, &caller).await {
         return failure.into_response();
     }
     let status = json!({
@@ -81,10 +81,9 @@ pub(crate) async fn status(
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
     Extension(face): Extension<Face>,
-    headers: HeaderMap,
-    uri: Uri,
+    caller: Caller,
 ) -> Response {
-    if let Err(failure) = admit_operator(&app, face, &headers, &uri).await {
+    if let Err(failure) = admit_operator(&app, face, &caller).await {
         return failure.into_response();
     }
     response::json(StatusCode::OK, &json!({ "conversions": app.jobs.list() }))
@@ -95,17 +94,14 @@ pub(crate) async fn one(
     State(app): State<Arc<App>>,
     Extension(face): Extension<Face>,
     Path(id): Path<String>,
-    headers: HeaderMap,
-    uri: Uri,
+    caller: Caller,
 ) -> Response {
     let job = app.jobs.get(&id);
-    let operator = admit_operator(&app, face, &headers, &uri).await;
+    let operator = admit_operator(&app, face, &caller).await;
     let location = job.as_ref().and_then(Job::location);
     let admitted = match (operator, location) {
         (Ok(()), _) => Ok(()),
-        (Err(_), Some(location)) => admit_to_warm(&app, &headers, &uri, &location)
-            .await
-            .map(drop),
+        (Err(_), Some(location)) => admit_to_warm(&app, &caller, &location).await.map(drop),
         (refused, None) => refused,
     };
     if let Err(failure) = admitted {
@@ -155,13 +151,14 @@ async fn start_wanted(app: &Arc<App>, face: Face, request: Request) -> Result<Re
     let target = target
         .filter(|_| reference.len() <= MAX_REFERENCE)
         .ok_or_else(|| bad("that is no reference"))?;
-    let operator = admit_operator(app, face, &parts.headers, &parts.uri).await;
+    let caller = Caller::of(&parts);
+    let operator = admit_operator(app, face, &caller).await;
     let admission = match (operator, app.source(&target.location.upstream)) {
         (Ok(()), Ok(source)) => Admission {
             reader: Reader::Server,
             source,
         },
-        _ => admit_to_warm(app, &parts.headers, &parts.uri, &target.location).await?,
+        _ => admit_to_warm(app, &caller, &target.location).await?,
     };
     let (job, is_new) = app
         .jobs
@@ -181,22 +178,15 @@ async fn start_wanted(app: &Arc<App>, face: Face, request: Request) -> Result<Re
 
 /// Admits an operator. The listener of the API is for operators as long as only this machine
 /// reaches it.
-pub(crate) async fn admit_operator(
-    app: &App,
-    face: Face,
-    headers: &HeaderMap,
-    uri: &Uri,
-) -> Result<(), ApiError> {
+pub(crate) async fn admit_operator(app: &App, face: Face, caller: &Caller) -> Result<(), ApiError> {
     if face == Face::Api && app.config.api_listen.ip().to_canonical().is_loopback() {
         return Ok(());
     }
-    let sender = Sender {
-        headers,
-        uri,
-        name: None,
-        is_mirror: false,
-    };
-    let identity = app.access.identify(headers).await;
+    let sender = Sender::of(caller);
+    let identity = app
+        .access
+        .identify(sender.headers, sender.certificate)
+        .await;
     let admitted = identity.and_then(|identity| app.access.admit_to_all(&identity, Action::Admin));
     admitted.map_err(|refusal| sender.refused(app, &refusal))
 }
@@ -204,16 +194,10 @@ pub(crate) async fn admit_operator(
 /// Admits a client that wants to convert an image before it is pulled.
 async fn admit_to_warm(
     app: &App,
-    headers: &HeaderMap,
-    uri: &Uri,
+    caller: &Caller,
     location: &Location,
 ) -> Result<Admission, ApiError> {
-    let sender = Sender {
-        headers,
-        uri,
-        name: None,
-        is_mirror: false,
-    };
+    let sender = Sender::of(caller);
     let proof = async { Ok(Proof::Tags) };
     admit(app, &sender, Action::Warm, location, proof).await
 }

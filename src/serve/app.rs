@@ -17,7 +17,7 @@ use crate::registry;
 use crate::store::Store;
 use crate::transport::{Source, Upstreams};
 
-use super::access::{Access, UsersError};
+use super::access::{Access, AccessError};
 use super::config::Config;
 use super::documents::Documents;
 use super::guard::Names;
@@ -80,14 +80,14 @@ impl App {
     /// Must be called within a runtime.
     ///
     /// # Errors
-    /// If a file of users cannot be used.
+    /// If a file of users or issuers cannot be used.
     pub(crate) fn new(
         config: Config,
         store: Store,
         upstreams: Upstreams,
         converter: Converter,
         profiles: Profiles,
-    ) -> Result<Self, UsersError> {
+    ) -> Result<Self, AccessError> {
         let forgotten = Forgotten::new(FORGOTTEN, FORGOTTEN_TIME);
         let learns = config.profiles.enabled && config.profiles.learn_from_ranges;
         Ok(Self {

@@ -158,6 +158,12 @@ pub struct TlsConfig {
     pub cert: PathBuf,
     /// Private key, PEM.
     pub key: PathBuf,
+    /// Authorities of client certificates, PEM. A client with a certificate is `user:cert:NAME` in
+    /// rules: the certificate's only URI name, else its only common name, else its only DNS name. A
+    /// client may come without a certificate; one that is expired, of another authority or not for
+    /// clients is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_ca: Option<PathBuf>,
 }
 
 impl Default for Config {

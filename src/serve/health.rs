@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse as _, Response};
+use http::StatusCode;
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, StatusCode, Uri};
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -15,6 +15,7 @@ use crate::telemetry::metrics::{CONTENT_TYPE as OPEN_METRICS, metrics as process
 
 use super::api::admit_operator;
 use super::app::App;
+use super::caller::Caller;
 use super::error::{ApiError, Chain};
 use super::face::Face;
 use super::response;
@@ -51,10 +52,9 @@ pub(crate) async fn ready(State(app): State<Arc<App>>) -> Response {
 pub(crate) async fn metrics(
     State(app): State<Arc<App>>,
     Extension(face): Extension<Face>,
-    headers: HeaderMap,
-    uri: Uri,
+    caller: Caller,
 ) -> Response {
-    if let Err(failure) = admit_operator(&app, face, &headers, &uri).await {
+    if let Err(failure) = admit_operator(&app, face, &caller).await {
         return failure.into_response();
     }
     let is_running = |conversion: &Conversion| conversion.state == Progress::Running;

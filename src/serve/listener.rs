@@ -16,7 +16,7 @@ use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::response::Response;
 use axum_server::accept::Accept;
-use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
+use axum_server::tls_rustls::RustlsAcceptor;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -31,12 +31,14 @@ use tower::ServiceExt as _;
 
 use crate::telemetry::metrics;
 
+use super::access::ClientCertificate;
 use super::config::Config;
 use super::connections::{Admitted, Connection, Connections};
 use super::flush::Reported;
 use super::linger::Lingering;
 use super::stall::StallAcceptor;
 use super::streams::{Executor, Timed};
+use super::tls::{self, Authorities, Tls};
 
 /// How long the listener pauses if the system has no descriptor for a connection.
 const REST: Duration = Duration::from_millis(50);
@@ -53,7 +55,7 @@ const CONNECTION_WINDOW: u32 = 256 << 10;
 /// A listener, and everything it needs to serve its connections.
 pub(super) struct Listener {
     pub(super) listener: TcpListener,
-    pub(super) tls: Option<RustlsConfig>,
+    pub(super) tls: Option<Tls>,
     pub(super) router: Router,
     pub(super) config: Arc<Config>,
     pub(super) connections: Arc<Connections>,
@@ -61,7 +63,7 @@ pub(super) struct Listener {
 
 /// The state that all connections of a listener share.
 struct Shared {
-    tls: Option<RustlsAcceptor<StallAcceptor>>,
+    tls: Option<(RustlsAcceptor<StallAcceptor>, Arc<Authorities>)>,
     stall: StallAcceptor,
     router: Router,
     config: Arc<Config>,
@@ -83,10 +85,11 @@ impl Listener {
             connections,
         } = self;
         let stall = StallAcceptor::new(config.write_timeout);
-        let acceptor = |tls| {
-            RustlsAcceptor::new(tls)
+        let acceptor = |tls: Tls| {
+            let acceptor = RustlsAcceptor::new(tls.config)
                 .handshake_timeout(config.header_timeout)
-                .acceptor(stall)
+                .acceptor(stall);
+            (acceptor, tls.authorities)
         };
         let shared = Arc::new(Shared {
             tls: tls.map(acceptor),
@@ -184,34 +187,74 @@ fn builder(config: &Config) -> Builder<Executor> {
     builder
 }
 
+/// The other end of a connection.
+struct Peer {
+    address: SocketAddr,
+    certificate: Option<ClientCertificate>,
+    /// Cancelled when the authorities of certificates have changed.
+    changed: CancellationToken,
+}
+
+impl Peer {
+    fn without_certificate(address: SocketAddr) -> Self {
+        Self {
+            address,
+            certificate: None,
+            changed: CancellationToken::new(),
+        }
+    }
+
+    /// Returns when the certificate has to be verified again, which needs another connection.
+    async fn is_outdated(&self) {
+        match self.certificate {
+            Some(_) => self.changed.cancelled().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
 impl Shared {
     async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, admitted: Admitted) {
         match &self.tls {
             None => {
                 if let Ok((stream, ())) = self.stall.accept(stream, ()).await {
+                    let peer = Peer::without_certificate(peer);
                     self.drive(stream, peer, &admitted.connection).await;
                 }
             }
-            Some(tls) => {
+            Some((tls, authorities)) => {
+                let changed = authorities.changed();
                 let accepted = tokio::select! {
                     () = self.stopping.cancelled() => return,
                     () = admitted.connection.given_up.cancelled() => return,
                     accepted = tls.accept(stream, ()) => accepted,
                 };
-                if let Ok((stream, _service)) = accepted {
-                    self.drive(stream, peer, &admitted.connection).await;
+                match accepted {
+                    Ok((stream, _service)) => {
+                        let certificate = tls::client(stream.get_ref().1, peer);
+                        let peer = Peer {
+                            address: peer,
+                            certificate,
+                            changed,
+                        };
+                        self.drive(stream, peer, &admitted.connection).await;
+                    }
+                    Err(error) => tls::note_refused(&error, peer),
                 }
             }
         }
     }
 
     /// Serves one connection to its end.
-    async fn drive<S>(&self, stream: S, peer: SocketAddr, connection: &Arc<Connection>)
+    async fn drive<S>(&self, stream: S, peer: Peer, connection: &Arc<Connection>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let service = service_fn(|mut request: Request<Incoming>| {
-            request.extensions_mut().insert(ConnectInfo(peer));
+            request.extensions_mut().insert(ConnectInfo(peer.address));
+            if let Some(certificate) = &peer.certificate {
+                request.extensions_mut().insert(certificate.clone());
+            }
             request.extensions_mut().insert(Arc::clone(connection));
             self.answer(request)
         });
@@ -223,6 +266,7 @@ impl Shared {
             () = connection.given_up.cancelled() => return,
             () = &mut served => return,
             () = self.stopping.cancelled() => served.inner().graceful_shutdown(),
+            () = peer.is_outdated() => served.inner().graceful_shutdown(),
             () = connection.idle_for_too_long(self.config.header_timeout) => {
                 served.inner().graceful_shutdown();
                 // If the client does not close the connection now, the server does.

@@ -17,6 +17,7 @@ mod access;
 mod api;
 mod app;
 mod blobs;
+mod caller;
 mod client_address;
 mod config;
 mod connections;
@@ -51,8 +52,13 @@ mod source_manifests;
 mod stall;
 mod streams;
 mod tags;
+mod tls;
 mod token;
 
-pub use access::{AccessConfig, AccessRule, Action, ImagePattern, ParseRuleError, UsersError, Who};
+pub use access::{
+    AccessConfig, AccessError, AccessRule, Action, ImagePattern, IssuerConfig, IssuerError,
+    ParseRuleError, UsersError, Who,
+};
 pub use config::{ANSWER_LIMIT, Config, ConfigError, OnMiss, ProfilesConfig, TlsConfig};
 pub use server::{Server, StartError};
+pub use tls::TlsError;

@@ -7,13 +7,14 @@ use axum::response::{Html, IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{CONTENT_SECURITY_POLICY, HOST};
-use http::{HeaderMap, HeaderValue, Uri};
+use http::{HeaderMap, HeaderValue};
 use sha2::{Digest as _, Sha256};
 
 use crate::convert::{Conversion, State};
 
 use super::api::admit_operator;
 use super::app::App;
+use super::caller::Caller;
 use super::config::Config;
 use super::face::Face;
 use super::jobs::Job;
@@ -37,13 +38,12 @@ const MAX_ROWS: usize = 20;
 pub(crate) async fn show(
     extract::State(app): extract::State<Arc<App>>,
     extract::Extension(face): extract::Extension<Face>,
-    headers: HeaderMap,
-    uri: Uri,
+    caller: Caller,
 ) -> Response {
-    if let Err(failure) = admit_operator(&app, face, &headers, &uri).await {
+    if let Err(failure) = admit_operator(&app, face, &caller).await {
         return failure.into_response();
     }
-    let host = images_at(&app.config, &headers);
+    let host = images_at(&app.config, &caller.headers);
     let scheme = if app.config.tls.is_some() {
         "https"
     } else {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse as _, Response};
-use http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::json;
 
 use crate::learn::{ProfileDocument, Refused};
@@ -23,6 +23,7 @@ use crate::telemetry::metrics;
 use super::access::{Action, Proof};
 use super::api::is_json;
 use super::app::App;
+use super::caller::Caller;
 use super::documents::Documents;
 use super::error::{ApiError, refused};
 use super::registry_request::{Sender, admit, locate};
@@ -32,11 +33,10 @@ use super::{client_address, request_body, response};
 pub(crate) async fn show(
     State(app): State<Arc<App>>,
     Path(stack): Path<String>,
-    uri: Uri,
-    headers: HeaderMap,
+    caller: Caller,
 ) -> Response {
-    let (answer, response) = match read(&app, &stack, &headers, &uri).await {
-        Ok((stack, workload)) => profile(&app, &headers, &stack, &workload).await,
+    let (answer, response) = match read(&app, &stack, &caller, &[Action::Profiles]).await {
+        Ok((stack, workload)) => profile(&app, &caller.headers, &stack, &workload).await,
         Err(failure) => Err(failure),
     }
     .unwrap_or_else(|failure| {
@@ -58,10 +58,11 @@ pub(crate) async fn show(
 pub(crate) async fn take(
     State(app): State<Arc<App>>,
     Path(stack): Path<String>,
-    uri: Uri,
+    caller: Caller,
     request: Request,
 ) -> Response {
-    let taken = match read(&app, &stack, request.headers(), &uri).await {
+    // An observation changes the starts of others, so it takes the right to pull as well.
+    let taken = match read(&app, &stack, &caller, &[Action::Pull, Action::Profiles]).await {
         Ok((stack, workload)) => observe(&app, &stack, &workload, request).await,
         Err(failure) => Err(failure),
     };
@@ -83,8 +84,8 @@ pub(crate) async fn take(
 async fn read(
     app: &App,
     stack: &str,
-    headers: &HeaderMap,
-    uri: &Uri,
+    caller: &Caller,
+    actions: &[Action],
 ) -> Result<(Stack, Workload), ApiError> {
     if !app.config.profiles.enabled {
         return Err(refused(
@@ -97,7 +98,7 @@ async fn read(
         .parse()
         .map_err(|error: ParseDigestError| bad(format!("the stack: {error}")))?;
     let query: HashMap<_, _> =
-        url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).collect();
+        url::form_urlencoded::parse(caller.uri.query().unwrap_or_default().as_bytes()).collect();
     let workload = match query.get("workload") {
         Some(name) => name
             .parse()
@@ -112,22 +113,27 @@ async fn read(
         None => None,
     };
     let sender = Sender {
-        headers,
-        uri,
         name: name.as_ref(),
-        is_mirror: false,
+        ..Sender::of(caller)
     };
     match &name {
         Some(name) => {
             let namespace = query.get("ns").map(AsRef::as_ref);
             let location = locate(app, name, namespace).ok_or_else(unknown)?;
-            check_name(app, &stack, &sender, &location).await?;
+            for action in actions {
+                check_name(app, &stack, &sender, *action, &location).await?;
+            }
         }
         // Without a name, the image may be any.
         None => {
-            let identity = app.access.identify(headers).await;
-            let admitted =
-                identity.and_then(|known| app.access.admit_to_all(&known, Action::Profiles));
+            let identity = app
+                .access
+                .identify(sender.headers, sender.certificate)
+                .await;
+            let admitted = identity.and_then(|known| {
+                let mut each = actions.iter();
+                each.try_for_each(|action| app.access.admit_to_all(&known, *action))
+            });
             admitted.map_err(|refusal| sender.refused(app, &refusal))?;
         }
     }
@@ -139,6 +145,7 @@ async fn check_name(
     app: &App,
     stack: &Stack,
     sender: &Sender<'_>,
+    action: Action,
     location: &Location,
 ) -> Result<(), ApiError> {
     let source = app.profiles.source_of(stack).await;
@@ -147,7 +154,7 @@ async fn check_name(
         let image = source.clone().map(Reference::Digest);
         Ok(image.map_or(Proof::Tags, Proof::Manifest))
     };
-    let admission = admit(app, sender, Action::Profiles, location, proof).await?;
+    let admission = admit(app, sender, action, location, proof).await?;
     let source = source.ok_or_else(unknown)?;
     let holder = Holder::repository(&location.upstream, &location.repository);
     let is_readable = app.store.is_linked(&holder, &source).await?

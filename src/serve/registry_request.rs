@@ -12,8 +12,9 @@ use crate::oci::route::{Location, Operation, Route, RouteError};
 use crate::oci::{Reference, Repository};
 use crate::store::{self, Holder};
 
-use super::access::{Action, Admission, Proof, Refusal};
+use super::access::{Action, Admission, ClientCertificate, Proof, Refusal};
 use super::app::App;
+use super::caller::Caller;
 use super::error::{ApiError, Subject};
 use super::{client_address, guard, token};
 
@@ -84,6 +85,7 @@ impl RegistryRequest {
         let sender = Sender {
             headers: &headers,
             uri: &parts.uri,
+            certificate: parts.extensions.get(),
             name: Some(&name),
             is_mirror,
         };
@@ -121,18 +123,34 @@ impl RegistryRequest {
 pub(crate) struct Sender<'a> {
     pub(crate) headers: &'a HeaderMap,
     pub(crate) uri: &'a Uri,
+    pub(crate) certificate: Option<&'a ClientCertificate>,
     /// The repository as the client named it.
     pub(crate) name: Option<&'a Repository>,
     pub(crate) is_mirror: bool,
 }
 
-impl Sender<'_> {
+impl<'a> Sender<'a> {
+    /// The sender of a request that is about no repository.
+    pub(crate) fn of(caller: &'a Caller) -> Self {
+        Self {
+            headers: &caller.headers,
+            uri: &caller.uri,
+            certificate: caller.certificate.as_ref(),
+            name: None,
+            is_mirror: false,
+        }
+    }
+
     /// The answer to a refusal.
     pub(crate) fn refused(&self, app: &App, refusal: &Refusal) -> ApiError {
         let name = self.name.map(Repository::as_str);
         let is_bad = self.headers.contains_key(AUTHORIZATION);
         let challenge = token::challenge(app, self.headers, self.uri, name, is_bad);
-        ApiError::access(refusal, challenge)
+        // A client that has shown only its certificate may have other credentials too.
+        match refusal {
+            Refusal::Denied if !is_bad => ApiError::access(&Refusal::Unidentified, challenge),
+            other => ApiError::access(other, challenge),
+        }
     }
 }
 
@@ -145,7 +163,8 @@ pub(crate) async fn admit(
     proof: impl Future<Output = Result<Proof, store::Error>>,
 ) -> Result<Admission, ApiError> {
     let refused = |refusal: Refusal| sender.refused(app, &refusal);
-    let identity = app.access.identify(sender.headers).await.map_err(refused)?;
+    let identity = app.access.identify(sender.headers, sender.certificate);
+    let identity = identity.await.map_err(refused)?;
     let upstream = app
         .source(&location.upstream)
         .map_err(|error| ApiError::upstream(&error, Subject::Repository, sender.is_mirror))?;

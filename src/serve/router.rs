@@ -10,7 +10,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{any, get};
 use axum::{Extension, Router};
 use http::header::AUTHORIZATION;
-use http::{HeaderMap, Method, StatusCode, Uri};
+use http::{Method, StatusCode};
 use serde_json::json;
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -18,6 +18,7 @@ use crate::oci::route::{Operation, RouteError};
 
 use super::access::Refusal;
 use super::app::App;
+use super::caller::Caller;
 use super::error::ApiError;
 use super::face::Face;
 use super::registry_request::{RegistryRequest, Sender};
@@ -66,23 +67,16 @@ fn is_read(method: &Method) -> bool {
 
 /// Clients ask here first. A challenge makes them log in; without one, some send no credentials at
 /// all, also where they are needed.
-async fn ping(
-    State(app): State<Arc<App>>,
-    method: Method,
-    headers: HeaderMap,
-    uri: Uri,
-) -> Response {
+async fn ping(State(app): State<Arc<App>>, method: Method, caller: Caller) -> Response {
     if !is_read(&method) {
         return ApiError::method().into_response();
     }
-    let sender = Sender {
-        headers: &headers,
-        uri: &uri,
-        name: None,
-        is_mirror: false,
-    };
-    let refusal = match app.access.identify(&headers).await {
-        Ok(_) if app.access.is_open() || headers.contains_key(AUTHORIZATION) => {
+    let sender = Sender::of(&caller);
+    let identity = app.access.identify(sender.headers, sender.certificate);
+    let refusal = match identity.await {
+        // A certificate only is not enough: the client may have other credentials too, which some
+        // clients send only after a challenge here.
+        Ok(_) if app.access.is_open() || sender.headers.contains_key(AUTHORIZATION) => {
             return response::json(StatusCode::OK, &json!({}));
         }
         Ok(_) => Refusal::Unidentified,

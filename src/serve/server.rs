@@ -5,9 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use axum_server::tls_rustls::RustlsConfig;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -18,9 +17,9 @@ use crate::store::Store;
 use crate::telemetry::metrics;
 use crate::transport::Upstreams;
 
-use super::access::UsersError;
+use super::access::AccessError;
 use super::app::App;
-use super::config::{Config, ConfigError, TlsConfig};
+use super::config::{Config, ConfigError};
 use super::connections::Connections;
 use super::descriptors;
 use super::error::Chain;
@@ -28,9 +27,7 @@ use super::face::Face;
 use super::listener::Listener;
 use super::places::share;
 use super::router::router;
-
-/// How often the certificate's files are checked for changes.
-const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(60);
+use super::tls::{Tls, TlsError};
 
 /// The most connections to the API's own listener: operators, scrapes and probes.
 const API_CONNECTIONS: usize = 256;
@@ -44,7 +41,7 @@ pub struct Server {
     address: SocketAddr,
     /// The listener of Starlift's own API, if that is separate.
     api: Option<TcpListener>,
-    tls: Option<(TlsConfig, RustlsConfig)>,
+    tls: Option<Tls>,
     app: Arc<App>,
 }
 
@@ -54,19 +51,15 @@ pub enum StartError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
-    Users(#[from] UsersError),
+    Access(#[from] AccessError),
     #[error("cannot listen on {address}")]
     Listen {
         address: SocketAddr,
         #[source]
         source: io::Error,
     },
-    #[error("cannot use the certificate {cert} and its key")]
-    Certificate {
-        cert: String,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 impl std::fmt::Debug for Server {
@@ -89,7 +82,7 @@ impl Server {
     ) -> Result<Self, StartError> {
         config.check()?;
         let tls = match &config.tls {
-            Some(tls) => Some((tls.clone(), certificate(tls).await?)),
+            Some(files) => Some(Tls::open(files).await?),
             None => None,
         };
         let (listener, address) = listen(config.listen).await?;
@@ -142,17 +135,19 @@ impl Server {
         let mut beside = JoinSet::new();
         beside.spawn(sweep(Arc::clone(&app)));
         beside.spawn(app.store.clone().tend());
-        beside.spawn(renew_certificate(
-            tls.clone(),
-            signal(SignalKind::hangup())?,
-        ));
+        let mut hangups = signal(SignalKind::hangup())?;
+        match tls.clone() {
+            Some(tls) => beside.spawn(tls.renew(hangups)),
+            // SIGHUP must not end a server that has nothing to reload.
+            None => beside.spawn(async move { while hangups.recv().await.is_some() {} }),
+        };
         beside.spawn(drain(shutdown.clone(), Arc::clone(&app)));
         let config = Arc::new(app.config.clone());
         let limit = descriptors::connections(config.max_connections, descriptors::raise());
         let connections = Connections::new(limit, share(limit, config.client_share));
         let of = |listener, face, connections| Listener {
             listener,
-            tls: tls.as_ref().map(|(_, config)| config.clone()),
+            tls: tls.clone(),
             router: router(Arc::clone(&app), face),
             config: Arc::clone(&config),
             connections,
@@ -191,58 +186,9 @@ async fn listen(wanted: SocketAddr) -> Result<(TcpListener, SocketAddr), StartEr
     Ok((listener, address))
 }
 
-async fn certificate(tls: &TlsConfig) -> Result<RustlsConfig, StartError> {
-    // The first caller installs the provider, and all install the same one.
-    let _installed = rustls::crypto::ring::default_provider().install_default();
-    RustlsConfig::from_pem_file(&tls.cert, &tls.key)
-        .await
-        .map_err(|source| StartError::Certificate {
-            cert: tls.cert.display().to_string(),
-            source,
-        })
-}
-
 async fn drain(shutdown: CancellationToken, app: Arc<App>) {
     shutdown.cancelled().await;
     app.drain();
-}
-
-/// Reloads the certificate on SIGHUP, or if its files have changed.
-async fn renew_certificate(tls: Option<(TlsConfig, RustlsConfig)>, mut hangups: Signal) {
-    let Some((files, config)) = tls else {
-        // SIGHUP must not end a server that has nothing to reload.
-        while hangups.recv().await.is_some() {}
-        return;
-    };
-    let mut ticks = interval(CERTIFICATE_INTERVAL);
-    // The first tick is immediate, and the files have just been read.
-    ticks.tick().await;
-    let mut seen = modified(&files).await;
-    loop {
-        let is_asked = tokio::select! {
-            _ = hangups.recv() => true,
-            _ = ticks.tick() => false,
-        };
-        let now = modified(&files).await;
-        if !is_asked && now == seen {
-            continue;
-        }
-        match config.reload_from_pem_file(&files.cert, &files.key).await {
-            Ok(()) => tracing::info!(cert = %files.cert.display(), "the certificate is read again"),
-            Err(error) => tracing::warn!(error = %Chain(&error), "the certificate stays as it was"),
-        }
-        seen = now;
-    }
-}
-
-async fn modified(files: &TlsConfig) -> [Option<SystemTime>; 2] {
-    let time = async |path| {
-        tokio::fs::metadata(path)
-            .await
-            .and_then(|metadata| metadata.modified())
-            .ok()
-    };
-    [time(&files.cert).await, time(&files.key).await]
 }
 
 async fn sweep(app: Arc<App>) {

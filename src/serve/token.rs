@@ -16,8 +16,9 @@ use serde_json::json;
 use crate::clock::unix_now;
 use crate::registry::Secret;
 
-use super::access::{Credentials, Identity, Refusal};
+use super::access::{Credentials, Known, Refusal};
 use super::app::App;
+use super::caller::Caller;
 use super::error::ApiError;
 use super::{request_body, response};
 
@@ -66,9 +67,11 @@ fn realm(app: &App, headers: &HeaderMap, uri: &Uri) -> String {
 }
 
 /// `GET /token?service=…&scope=…`, with Basic or without.
-pub(crate) async fn give(State(app): State<Arc<App>>, headers: HeaderMap, uri: Uri) -> Response {
-    let identity = app.access.identify(&headers).await;
-    answer(&app, identity, "token", &headers, &uri).await
+pub(crate) async fn give(State(app): State<Arc<App>>, caller: Caller) -> Response {
+    let known = app
+        .access
+        .known(&caller.headers, caller.certificate.as_ref());
+    answer(&app, known.await, "token", &caller.headers, &caller.uri).await
 }
 
 /// `POST /token` with a form: the password of a user, or an earlier token as the refresh token.
@@ -92,29 +95,29 @@ pub(crate) async fn give_by_form(State(app): State<Arc<App>>, request: Request) 
         }
         _ => None,
     };
-    let identity = match credentials {
+    let known = match credentials {
         Some(credentials) => app.access.judge(credentials).await,
         None if parts.headers.contains_key(AUTHORIZATION) => {
-            app.access.identify(&parts.headers).await
+            app.access.known(&parts.headers, None).await
         }
         None => Err(Refusal::BadCredentials),
     };
-    answer(&app, identity, "access_token", &parts.headers, &parts.uri).await
+    answer(&app, known, "access_token", &parts.headers, &parts.uri).await
 }
 
 async fn answer(
     app: &App,
-    identity: Result<Identity, Refusal>,
+    known: Result<Known, Refusal>,
     field: &str,
     headers: &HeaderMap,
     uri: &Uri,
 ) -> Response {
-    let token = match identity {
-        Ok(identity) => app.access.token(&identity).await,
+    let token = match known {
+        Ok(known) => app.access.token(&known).await,
         Err(refusal) => Err(refusal),
     };
     let refused = |refusal| ApiError::access(refusal, challenge(app, headers, uri, None, true));
-    let token = match token {
+    let (token, lifetime) = match token {
         Ok(token) => token,
         Err(refusal) => return refused(&refusal).into_response(),
     };
@@ -122,7 +125,7 @@ async fn answer(
         std::time::UNIX_EPOCH + std::time::Duration::from_secs(unix_now()),
     );
     let mut document = json!({
-        "expires_in": app.config.access.login_lifetime.as_secs(),
+        "expires_in": lifetime.as_secs(),
         "issued_at": issued.to_string(),
     });
     document[field] = token.into();

@@ -2,11 +2,10 @@
 //! Docker's configuration, else none (anonymous).
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use reqwest::header::HeaderValue;
 use tokio::sync::Mutex;
 
 use super::Authorization;
@@ -31,6 +30,7 @@ enum Origin {
         path: PathBuf,
     },
     Token(Secret),
+    TokenFile(PathBuf),
     Docker {
         config: Arc<DockerConfig>,
         host: String,
@@ -82,12 +82,30 @@ impl Credentials {
         }
     }
 
-    /// Returns the configured token, which needs no token endpoint.
-    pub(super) fn bearer(&self) -> Result<Option<HeaderValue>, Error> {
-        match &self.origin {
-            Origin::Token(token) => bearer_header(token.expose()).map(Some),
-            _ => Ok(None),
+    /// Returns the token in a file, and no other credentials.
+    pub(in crate::registry) fn of_token_file(file: &Path) -> Self {
+        Self {
+            given: None,
+            origin: Origin::TokenFile(file.to_owned()),
+            logins: Mutex::default(),
         }
+    }
+
+    /// Returns the configured token, which needs no token endpoint.
+    pub(super) async fn bearer(&self) -> Result<Option<Authorization>, Error> {
+        let (token, is_fresh) = match &self.origin {
+            Origin::Token(token) => (token.clone(), true),
+            Origin::TokenFile(_) => match self.login_and_age("").await? {
+                (Login::Identity(token), is_fresh) => (token, is_fresh),
+                _ => return Ok(None),
+            },
+            _ => return Ok(None),
+        };
+        Ok(Some(Authorization {
+            header: bearer_header(token.expose())?,
+            is_fresh,
+            is_token: false,
+        }))
     }
 
     pub(super) async fn login(&self, repository: &str) -> Result<Login, Error> {
@@ -171,7 +189,10 @@ impl Origin {
     fn scope<'a>(&self, repository: &'a str) -> &'a str {
         match self {
             Self::Docker { .. } => repository,
-            Self::Password { .. } | Self::PasswordFile { .. } | Self::Token(_) => "",
+            Self::Password { .. }
+            | Self::PasswordFile { .. }
+            | Self::Token(_)
+            | Self::TokenFile(_) => "",
         }
     }
 
@@ -182,16 +203,19 @@ impl Origin {
                 user: user.clone(),
                 password: password.clone(),
             }),
-            Self::PasswordFile { user, path } => {
-                let unreadable =
-                    |error| Error::Configuration(format!("{}: {error}", path.display()));
-                let text = tokio::fs::read_to_string(path).await.map_err(unreadable)?;
-                Ok(Login::Password {
-                    user: user.clone(),
-                    password: Secret::new(text.trim_end_matches(['\r', '\n'])),
-                })
-            }
+            Self::PasswordFile { user, path } => Ok(Login::Password {
+                user: user.clone(),
+                password: line_in(path).await?,
+            }),
+            Self::TokenFile(path) => line_in(path).await.map(Login::Identity),
             Self::Docker { config, host } => Ok(config.login(host, repository).await),
         }
     }
+}
+
+/// Returns the secret in a file, without the end of its line.
+async fn line_in(path: &Path) -> Result<Secret, Error> {
+    let unreadable = |error| Error::Configuration(format!("{}: {error}", path.display()));
+    let text = tokio::fs::read_to_string(path).await.map_err(unreadable)?;
+    Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
 }

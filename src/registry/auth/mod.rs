@@ -144,12 +144,8 @@ impl Authenticator {
         match challenge {
             Challenge::Basic => self.credentials.basic(repository).await,
             Challenge::Bearer { .. } => {
-                if let Some(header) = self.credentials.bearer()? {
-                    return Ok(Authorization {
-                        header,
-                        is_fresh: true,
-                        is_token: false,
-                    });
+                if let Some(authorization) = self.credentials.bearer().await? {
+                    return Ok(authorization);
                 }
                 let key = challenge.token_key(repository, action);
                 let login = self.credentials.login(repository);

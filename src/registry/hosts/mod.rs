@@ -82,7 +82,7 @@ impl Consulted {
         identity.is_some()
     }
 
-    fn watch<'a>(&mut self, files: impl Iterator<Item = &'a Path>) {
+    pub(super) fn watch<'a>(&mut self, files: impl Iterator<Item = &'a Path>) {
         self.0
             .extend(files.map(|file| (file.to_owned(), identity(file))));
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::oidc::IssuerConfig;
 use super::policy::AccessRule;
 
 /// The access section of the server's configuration.
@@ -25,6 +26,9 @@ pub struct AccessConfig {
     /// changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
+    /// Issuers of tokens (OpenID Connect, Kubernetes), written as `[[serve.access.issuer]]`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub issuer: Vec<IssuerConfig>,
     /// How long an upstream's answer is used that a client, or this server, may pull from a
     /// repository. A withdrawal holds within this time.
     #[serde(with = "humantime_serde")]
@@ -49,6 +53,7 @@ impl Default for AccessConfig {
             rule: Vec::new(),
             htpasswd: None,
             token_file: None,
+            issuer: Vec::new(),
             remember: Duration::from_secs(60),
             unreachable: Duration::from_secs(60 * 60),
             login_lifetime: Duration::from_secs(5 * 60),

@@ -71,6 +71,23 @@ impl fmt::Display for Identity {
     }
 }
 
+/// An identity, and how long it is known.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    pub(crate) identity: Identity,
+    /// The end of the token or certificate that shows it, in seconds since 1970.
+    pub(super) until: Option<u64>,
+}
+
+impl From<Identity> for Known {
+    fn from(identity: Identity) -> Self {
+        Self {
+            identity,
+            until: None,
+        }
+    }
+}
+
 /// The credentials in a request, not yet checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Credentials {

@@ -2,14 +2,17 @@
 //! the policy, or by the upstream that the policy names.
 //!
 //! ```text
-//! Authorization ▶ Identity ─ rule allows it ▶ this server's credentials
-//!                           └ rule asks the upstream ▶ Grants ▶ the client's own credentials
+//! Authorization, else
+//! the certificate  ▶ Identity ─ rule allows it ▶ this server's credentials
+//!                             └ rule asks the upstream ▶ Grants ▶ the client's own credentials
 //! ```
 //! Which digests a name stands for is decided by links (`store::links`), not here.
 
+mod certificate;
 mod config;
 mod grants;
 mod identity;
+mod oidc;
 mod policy;
 mod tokens;
 mod users;
@@ -21,6 +24,7 @@ use moka::future::Cache;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
+use crate::clock::unix_now;
 use crate::oci::route::Location;
 use crate::oci::{Digest, Reference};
 use crate::registry::ClientLogin;
@@ -28,11 +32,14 @@ use crate::store::{self, Holder, Store};
 use crate::telemetry::log;
 use crate::transport::Source;
 
+pub(crate) use certificate::ClientCertificate;
 pub use config::AccessConfig;
 use grants::{Grants, Question};
 pub(crate) use grants::{Proof, Verdict};
 use identity::Client;
-pub(crate) use identity::{Credentials, Identity, Reader};
+pub(crate) use identity::{Credentials, Identity, Known, Reader};
+use oidc::Issuers;
+pub use oidc::{IssuerConfig, IssuerError};
 use policy::Policy;
 pub use policy::{AccessRule, Action, ImagePattern, ParseRuleError, Who};
 use tokens::Sealer;
@@ -57,6 +64,15 @@ pub(crate) enum Refusal {
     Unavailable,
 }
 
+/// Why a file of the access settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    #[error(transparent)]
+    Users(#[from] UsersError),
+    #[error(transparent)]
+    Issuer(#[from] IssuerError),
+}
+
 /// A request that may be handled.
 #[derive(Debug, Clone)]
 pub(crate) struct Admission {
@@ -70,6 +86,7 @@ pub(crate) struct Admission {
 pub(crate) struct Access {
     policy: Policy,
     users: Users,
+    issuers: Issuers,
     grants: Grants,
     config: AccessConfig,
     /// Whether the policy is that of a server without rules, whose clients need no credentials.
@@ -83,12 +100,13 @@ pub(crate) struct Access {
 }
 
 impl Access {
-    /// Reads the files of users.
-    pub(crate) fn new(config: &AccessConfig, store: Store) -> Result<Self, UsersError> {
+    /// Reads the files of users and issuers.
+    pub(crate) fn new(config: &AccessConfig, store: Store) -> Result<Self, AccessError> {
         let users = Users::open(config.htpasswd.as_deref(), config.token_file.as_deref())?;
         Ok(Self {
             policy: Policy::new(&config.rule),
             users,
+            issuers: Issuers::open(&config.issuer, config.remember)?,
             grants: Grants::new(config.remember, config.unreachable),
             is_unruled: config.rule.is_empty(),
             compared: Cache::builder()
@@ -105,35 +123,60 @@ impl Access {
         })
     }
 
-    /// Who sent a request with these headers.
-    pub(crate) async fn identify(&self, headers: &HeaderMap) -> Result<Identity, Refusal> {
+    /// Who sent a request with these headers, over a connection with this certificate.
+    pub(crate) async fn identify(
+        &self,
+        headers: &HeaderMap,
+        certificate: Option<&ClientCertificate>,
+    ) -> Result<Identity, Refusal> {
+        let known = self.known(headers, certificate).await;
+        known.map(|known| known.identity)
+    }
+
+    /// The same, and how long it is known. Credentials in the headers count before a certificate.
+    pub(crate) async fn known(
+        &self,
+        headers: &HeaderMap,
+        certificate: Option<&ClientCertificate>,
+    ) -> Result<Known, Refusal> {
         if self.is_unruled {
-            return Ok(Identity::Anonymous);
+            return Ok(Identity::Anonymous.into());
         }
         let credentials =
             Credentials::from_headers(headers).map_err(|_malformed| Refusal::BadCredentials)?;
-        match credentials {
-            None => Ok(Identity::Anonymous),
-            Some(credentials) => self.judge(credentials).await,
+        match (credentials, certificate) {
+            (Some(credentials), _) => self.judge(credentials).await,
+            (None, Some(certificate)) if certificate.until <= unix_now() => {
+                Err(Refusal::BadCredentials)
+            }
+            (None, Some(certificate)) => Ok(Known {
+                identity: Identity::User(certificate.user.to_string()),
+                until: Some(certificate.until),
+            }),
+            (None, None) => Ok(Identity::Anonymous.into()),
         }
     }
 
     /// Who has these credentials. Those of no user of this server are left to the upstreams, if a
     /// rule does that.
-    pub(crate) async fn judge(&self, credentials: Credentials) -> Result<Identity, Refusal> {
+    pub(crate) async fn judge(&self, credentials: Credentials) -> Result<Known, Refusal> {
         let login = match credentials {
+            Credentials::Password { user, password } if self.issuers.is_login(&user) => {
+                let known = self.issuers.judge(&password).await?;
+                return known.ok_or(Refusal::BadCredentials);
+            }
             Credentials::Password { user, password } => {
                 let client = Client::new(ClientLogin::Password {
                     user: user.clone(),
                     password: password.clone(),
                 });
                 if let Some(user) = self.compared.get(&client.reader()).await {
-                    return Ok(Identity::User(user));
+                    return Ok(Identity::User(user).into());
                 }
                 match self.users.has_password(&user, &password).await {
                     Some(true) => {
                         self.compared.insert(client.reader(), user.clone()).await;
-                        return Ok(Identity::User(user));
+                        return Ok(Identity::User(user).into());
                     }
                     // A mistyped password of this server is nobody else's business.
                     Some(false) => return Err(Refusal::BadCredentials),
@@ -142,26 +185,32 @@ impl Access {
             }
             Credentials::Bearer(token) => {
                 if let Some(user) = self.users.with_token(&token) {
-                    return Ok(Identity::User(user));
+                    return Ok(Identity::User(user).into());
+                }
+                if let Some(known) = self.issuers.judge(&token).await? {
+                    return Ok(known);
                 }
                 match self.sealer().await?.open(token.expose()) {
-                    Ok(identity) => return identity.ok_or(Refusal::BadCredentials),
+                    Ok(known) => return known.ok_or(Refusal::BadCredentials),
                     Err(_not_own) => Client::new(ClientLogin::Token(token)),
                 }
             }
         };
         if self.policy.has_upstream() {
-            Ok(Identity::Client(login))
+            Ok(Identity::Client(login).into())
         } else {
             Err(Refusal::BadCredentials)
         }
     }
 
-    /// A token for the identity.
-    pub(crate) async fn token(&self, identity: &Identity) -> Result<String, Refusal> {
+    /// A token for the identity, and how long it is valid: not longer than the identity is known.
+    pub(crate) async fn token(&self, known: &Known) -> Result<(String, Duration), Refusal> {
+        let left = known.until.map(|until| until.saturating_sub(unix_now()));
+        let lifetime = self.config.login_lifetime;
+        let lifetime = left.map_or(lifetime, |left| lifetime.min(Duration::from_secs(left)));
         let sealer = self.sealer().await?;
-        let token = sealer.seal(identity, self.config.login_lifetime);
-        token.ok_or(Refusal::Unavailable)
+        let token = sealer.seal(&known.identity, lifetime);
+        Ok((token.ok_or(Refusal::Unavailable)?, lifetime))
     }
 
     async fn sealer(&self) -> Result<&Sealer, Refusal> {
@@ -281,4 +330,32 @@ impl Access {
 fn unavailable(error: &(dyn std::error::Error + 'static)) -> Refusal {
     tracing::warn!(error = log::chain(error), "access cannot be checked");
     Refusal::Unavailable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_certificate_that_has_ended_counts_no_longer() {
+        let rule = serde_json::json!({"who": ["anyone"], "may": ["pull"], "images": ["**"]});
+        let config = AccessConfig {
+            rule: vec![serde_json::from_value(rule).unwrap()],
+            ..AccessConfig::default()
+        };
+        let access = Access::new(&config, Store::in_memory()).unwrap();
+        let until = |until: u64| ClientCertificate {
+            user: "cert:me".into(),
+            until,
+        };
+        let headers = HeaderMap::new();
+        let known = access.known(&headers, Some(&until(unix_now() + 30))).await;
+        let known = known.unwrap();
+        assert_eq!(known.identity.to_string(), "user:cert:me");
+        // A token for it ends with it too.
+        let (_, lifetime) = access.token(&known).await.unwrap();
+        assert!(lifetime <= Duration::from_secs(30));
+        let ended = access.known(&headers, Some(&until(unix_now()))).await;
+        assert!(matches!(ended, Err(Refusal::BadCredentials)));
+    }
 }

@@ -16,7 +16,7 @@ use crate::clock::unix_now;
 use crate::registry::{ClientLogin, Secret};
 use crate::store::Salt;
 
-use super::identity::{Client, Identity};
+use super::identity::{Client, Identity, Known};
 
 /// The beginning of each token, which distinguishes it from the tokens of others.
 const PREFIX: &str = "starlift.";
@@ -87,9 +87,9 @@ impl Sealer {
 
     /// Returns the identity in a token; `None` if it is not a valid one of this server. A token that
     /// does not look like one is `Err`.
-    pub(super) fn open(&self, token: &str) -> Result<Option<Identity>, NotOwn> {
+    pub(super) fn open(&self, token: &str) -> Result<Option<Known>, NotOwn> {
         let text = token.strip_prefix(PREFIX).ok_or(NotOwn)?;
-        Ok(self.content(text).and_then(Content::identity))
+        Ok(self.content(text).and_then(Content::known))
     }
 
     fn content(&self, text: &str) -> Option<Content> {
@@ -110,11 +110,11 @@ impl Sealer {
 pub(super) struct NotOwn;
 
 impl Content {
-    fn identity(self) -> Option<Identity> {
+    fn known(self) -> Option<Known> {
         if self.expires <= unix_now() {
             return None;
         }
-        Some(match self.who {
+        let identity = match self.who {
             Sealed::Anonymous => Identity::Anonymous,
             Sealed::User(name) => Identity::User(name),
             Sealed::Password(user, password) => {
@@ -126,6 +126,10 @@ impl Content {
             Sealed::Token(token) => {
                 Identity::Client(Client::new(ClientLogin::Token(Secret::new(&token))))
             }
+        };
+        Some(Known {
+            identity,
+            until: Some(self.expires),
         })
     }
 }
@@ -158,7 +162,7 @@ mod tests {
             let token = sealer(&store).await.seal(&identity, HOUR).unwrap();
             assert!(!token.contains("hush") && !token.contains("alice"));
             let opened = sealer(&store).await.open(&token).unwrap().unwrap();
-            assert_eq!(format!("{opened:?}"), format!("{identity:?}"));
+            assert_eq!(format!("{:?}", opened.identity), format!("{identity:?}"));
             assert!(matches!(sealer(&other).await.open(&token), Ok(None)));
         }
     }

@@ -3,6 +3,7 @@
 mod burst;
 mod cri_proxy;
 mod erofs;
+mod identity;
 mod limits;
 mod merged;
 mod model;

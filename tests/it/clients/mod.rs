@@ -6,6 +6,7 @@ mod containers;
 mod cri;
 mod crictl;
 mod fake_registry;
+mod identities;
 mod install;
 mod optimize;
 mod predictions;

@@ -14,7 +14,8 @@ const CLIENTS: &[&str] = &["helm", "kube-objects"];
 /// Settings with which every object of the chart exists: a bucket.
 const SERVER: &str = "hosts={starlift.example},store.location=s3://images/store,store.region=eu-central-1,\
     store.endpoint=https://s3.example,store.existingSecret=bucket,store.maxSize=1TiB,secretFiles={hub,internal},\
-    dockerConfigSecret=hub,tls.existingSecret=tls,autoscaling.enabled=true,autoscaling.conversions=4,\
+    dockerConfigSecret=hub,tls.existingSecret=tls,tls.clientCaSecret=clients,\
+    serviceAccountTokens.audience=starlift,autoscaling.enabled=true,autoscaling.conversions=4,\
     service.type=LoadBalancer,monitoring.serviceMonitor=true,monitoring.prometheusRule=true,monitoring.dashboard=true,\
     networkPolicy.from[0].ipBlock.cidr=10.0.0.0/8,networkPolicy.apiFrom[0].namespaceSelector.matchLabels.a=b,\
     imagePullSecrets[0].name=hub,nodeSelector.a=b,podLabels.a=b,podAnnotations.a=b,serviceAccount.annotations.a=b";
@@ -141,6 +142,16 @@ fn the_chart_of_the_server_renders_objects_of_kubernetes() {
     config.serve.check().unwrap();
     assert_eq!(config.serve.hosts, ["starlift.example"]);
     assert_eq!(config.store.location.to_string(), "s3://images/store");
+    let tls = config.serve.tls.as_ref().unwrap();
+    assert_eq!(
+        tls.client_ca.as_ref().unwrap().to_str(),
+        Some("/etc/starlift/client-ca/ca.crt")
+    );
+    let issuer = &config.serve.access.issuer[0];
+    assert_eq!(
+        (issuer.audience[0].as_str(), issuer.prefix.as_str()),
+        ("starlift", "")
+    );
     let volumes = pod["spec"]["volumes"].as_array().unwrap();
     for mount in container["volumeMounts"].as_array().unwrap() {
         assert!(
@@ -199,6 +210,10 @@ fn a_server_on_a_volume_has_one_replica() {
             "several replicas need a bucket",
         ),
         ("replicas=1", "hosts is empty"),
+        (
+            "hosts={a},tls.clientCaSecret=a",
+            "client certificates need TLS",
+        ),
     ] {
         let refused = helm(&place, "starlift", settings);
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
@@ -261,6 +276,58 @@ fn the_chart_of_the_agent_installs_on_the_host() {
     let output = shell.args(["-c", &known]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!said.contains("Usage"), "{said}");
+}
+
+#[test]
+fn the_agents_of_the_chart_show_themselves_to_the_server_by_a_token_that_the_kubelet_renews() {
+    let Some(place) = Place::with_clients(CLIENTS, &[]) else {
+        return;
+    };
+    let settings = format!("{AGENT},identity.audience=starlift");
+    let objects = objects(&place, "starlift-agent", &settings);
+    let pod = &only(&objects, "DaemonSet")["spec"]["template"]["spec"];
+    let account = &only(&objects, "ServiceAccount")["metadata"]["name"];
+    assert_eq!(&pod["serviceAccountName"], account);
+    let config = configuration(&place, &objects, "agent.toml", &pod["containers"][0]);
+    let identity = &config.upstreams.identity;
+    let file = identity.token_file.as_ref().unwrap();
+    let volumes = pod["volumes"].as_array().unwrap();
+    let volume = |name: &str| {
+        volumes
+            .iter()
+            .find(|volume| volume["name"] == name)
+            .unwrap()
+    };
+    let folder = volume("identity")["hostPath"]["path"].as_str().unwrap();
+    assert_eq!(file.to_str().unwrap(), format!("{folder}/token"));
+    let token = &volume("token")["projected"]["sources"][0]["serviceAccountToken"];
+    assert_eq!(token["audience"], "starlift");
+    let containers = pod["containers"].as_array().unwrap();
+    let copier = containers
+        .iter()
+        .find(|container| container["name"] == "identity");
+    let mounts = copier.unwrap()["volumeMounts"].as_array().unwrap();
+    for mount in mounts {
+        assert!(
+            volumes.iter().any(|volume| volume["name"] == mount["name"]),
+            "{mount}"
+        );
+    }
+    let script = objects
+        .iter()
+        .find_map(|object| object["data"]["identity.sh"].as_str());
+    let checked = place.write("identity.sh", script.unwrap());
+    place.run(&format!("sh -n {}", checked.display()));
+    let refused = helm(
+        &place,
+        "starlift-agent",
+        "server=http://a,identity.audience=a",
+    );
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && said.contains("https://"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -17,13 +17,18 @@ const MARKER: &str =
     "<!-- From here on generated from the source: UPDATE_DOCS=1 cargo test reference -->\n";
 
 /// Name of the table in the file, source file, struct.
-const PARTS: [(&str, &str, &str); 10] = [
+const PARTS: [(&str, &str, &str); 11] = [
     ("serve", "src/serve/config.rs", "Config"),
     ("serve.access", "src/serve/access/config.rs", "AccessConfig"),
     (
         "serve.access.rule",
         "src/serve/access/policy.rs",
         "AccessRule",
+    ),
+    (
+        "serve.access.issuer",
+        "src/serve/access/oidc/config.rs",
+        "IssuerConfig",
     ),
     ("store", "src/store/config.rs", "Config"),
     ("convert", "src/convert/config.rs", "Config"),

@@ -16,7 +16,9 @@ enum Shown {
 use Shown::{By, NoLimit};
 
 /// Limits without a default, which look like other keys in the reference.
-const UNSET: [&str; 6] = [
+const UNSET: [&str; 8] = [
+    "serve.access.issuer.refresh",
+    "serve.access.issuer.unreachable",
     "store.cache.max_size",
     "store.retention.max_size",
     "agent.background_bandwidth",
@@ -103,6 +105,14 @@ const LIMITS: &[(&str, Shown)] = &[
     (
         "serve.access.login_lifetime",
         By("expired_changed_and_foreign_tokens_are_worth_nothing"),
+    ),
+    (
+        "serve.access.issuer.refresh",
+        By("a_new_key_counts_at_once_and_a_withdrawn_one_no_longer"),
+    ),
+    (
+        "serve.access.issuer.unreachable",
+        By("known_keys_go_on_while_the_issuer_is_away_for_the_configured_time"),
     ),
     ("serve.profiles.merge_interval", NoLimit("an interval")),
     (

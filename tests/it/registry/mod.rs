@@ -4,6 +4,7 @@ mod auth;
 mod blobs;
 mod dial;
 mod hosts;
+mod identity;
 mod layout;
 mod manifests;
 mod mirrors;

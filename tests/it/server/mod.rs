@@ -4,13 +4,15 @@
     reason = "a failed unwrap in a test helper fails the test"
 )]
 
-mod access;
+pub(crate) mod access;
 mod api;
 mod blobs;
 mod broken_store;
 mod browsers;
+mod certificates;
 mod conformance;
 mod crash;
+mod doors;
 mod exposure;
 mod external_toc;
 mod failures;
@@ -22,10 +24,11 @@ mod liveness;
 mod manifests;
 mod memory;
 mod names;
+mod oidc;
 mod panics;
 mod peaks;
 mod predictions;
-mod profiles;
+pub(crate) mod profiles;
 mod provenance;
 mod ranges;
 mod recorded;

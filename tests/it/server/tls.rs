@@ -44,7 +44,11 @@ fn write_certificate(folder: &Path, name: &str) -> TlsConfig {
         "{}",
         String::from_utf8_lossy(&made.stderr)
     );
-    TlsConfig { cert, key }
+    TlsConfig {
+        cert,
+        key,
+        client_ca: None,
+    }
 }
 
 /// Whether a client that trusts only the certificate in `pem` reaches the server over HTTP/2.

@@ -3,6 +3,7 @@
 pub(crate) mod agent;
 pub(crate) mod bucket;
 pub(crate) mod cache;
+pub(crate) mod certificates;
 pub(crate) mod clients;
 pub(crate) mod containerd;
 pub(crate) mod cri;
@@ -13,6 +14,7 @@ pub(crate) mod eventually;
 pub(crate) mod fixture;
 pub(crate) mod hostile;
 pub(crate) mod image;
+pub(crate) mod issuer;
 pub(crate) mod keys;
 pub(crate) mod layer;
 pub(crate) mod lazy;
