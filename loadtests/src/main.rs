@@ -9,6 +9,7 @@ mod codecs;
 mod containerd;
 mod convert;
 mod figures;
+mod guarded;
 mod harness;
 mod images;
 mod invariants;

@@ -1,5 +1,6 @@
 //! Compares warm reads: blobs, whole and in ranges, with nginx serving the same file; manifests
-//! with docker-registry.
+//! with docker-registry; ranges under access rules, budgets and an audit log with the same server
+//! without them.
 //!
 //! All servers share the machine with wrk, so throughput depends on the processor time that wrk
 //! leaves. A server's own processor time for each request shows its cost.
@@ -13,12 +14,16 @@ use anyhow::{Context as _, ensure};
 use sha2::{Digest as _, Sha256};
 
 use crate::figures::Spread;
+use crate::guarded::Guarded;
 use crate::harness::{Daemon, free_address, run};
 use crate::images::Image;
 use crate::plot::{Bar, Bars, Plot};
 use crate::report::Report;
 use crate::server::{self, MANIFEST_TYPE, Server};
 use crate::wrk::{self, Load, Ranges, Seen};
+
+/// The peer of the server with rules.
+const OPEN: &str = "itself without rules";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -40,6 +45,7 @@ pub(crate) struct Arguments {
 #[derive(Debug)]
 struct Servers {
     starlift: Daemon,
+    guarded: Guarded,
     nginx: Daemon,
     registry: Daemon,
     urls: Urls,
@@ -112,7 +118,7 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
         "per CPU ×",
     ];
     report.table("Closed loop", &head, rows);
-    for peer in ["nginx", "docker-registry"] {
+    for peer in ["nginx", "docker-registry", OPEN] {
         report.plot(Plot::Bars(Bars {
             title: format!("Requests a second against {peer}'s (whisker: best and worst round)"),
             unit: "times the peer's",
@@ -124,6 +130,10 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
             marks: vec![(1.0, "as the peer".to_owned())],
         }));
     }
+    report.note(
+        "the rows against itself without rules: a user by password or by a token, budgets of every kind and an audit \
+         log; per CPU × is the cost of the checks, 0.95 or more is right",
+    );
     report.note(format!(
         "starlift's peak memory at the end: {:.0} MiB",
         servers.starlift.peak_memory()?
@@ -134,6 +144,7 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
 fn contests(servers: &Servers, seconds: u64) -> Vec<Contest<'_>> {
     let Servers {
         starlift,
+        guarded,
         nginx,
         registry,
         urls,
@@ -145,6 +156,7 @@ fn contests(servers: &Servers, seconds: u64) -> Vec<Contest<'_>> {
             connections,
             seconds,
             accept: "*/*",
+            authorization: None,
             ranges: ranges.map(|(length, count)| Ranges {
                 blob_size: *blob_size,
                 length,
@@ -156,12 +168,20 @@ fn contests(servers: &Servers, seconds: u64) -> Vec<Contest<'_>> {
         our_runs: Vec::new(),
         their_runs: Vec::new(),
     };
+    let checked = |name, authorization: &str| {
+        let mut contest = blob(name, 16, Some((64 << 10, 1)));
+        contest.load.authorization = Some(authorization.to_owned());
+        contest.ours = (&guarded.blob, &guarded.daemon);
+        contest.theirs = (OPEN, &urls.our_blob, starlift);
+        contest
+    };
     let manifest = |name, connections, ours, theirs| Contest {
         name,
         load: Load {
             connections,
             seconds,
             accept: MANIFEST_TYPE,
+            authorization: None,
             ranges: None,
         },
         ours: (ours, starlift),
@@ -177,6 +197,14 @@ fn contests(servers: &Servers, seconds: u64) -> Vec<Contest<'_>> {
             "8 ranges of 16 KiB, 16 connections",
             16,
             Some((16 << 10, 8)),
+        ),
+        checked(
+            "range of 64 KiB, 16 connections, rules by password",
+            &guarded.by_password,
+        ),
+        checked(
+            "range of 64 KiB, 16 connections, rules by token",
+            &guarded.by_token,
         ),
         manifest(
             "manifest by tag, 16 connections",
@@ -275,7 +303,7 @@ fn start(arguments: &Arguments, place: &Path) -> anyhow::Result<Servers> {
     let Server {
         daemon: starlift,
         address,
-    } = Server::start(&arguments.starlift, place, &[upstream])?;
+    } = Server::start(&arguments.starlift, place, &[upstream.clone()])?;
     let our_tag = format!("http://{address}/v2/local/{name}/manifests/1");
     let (digest, manifest) = server::converted(&our_tag)?;
     let layer = manifest["layers"][0]["digest"]
@@ -296,6 +324,13 @@ fn start(arguments: &Arguments, place: &Path) -> anyhow::Result<Servers> {
     let (nginx, nginx_address) = nginx(place)?;
     let their_blob = format!("http://{nginx_address}/blob");
     same_answers(&our_blob, &their_blob)?;
+    let guarded = Guarded::start(
+        &arguments.starlift,
+        &place.join("guarded"),
+        upstream,
+        name,
+        layer,
+    )?;
     let urls = Urls {
         our_digest: format!("http://{address}/v2/local/{name}/manifests/{digest}"),
         their_tag: format!("http://{registry_address}/v2/converted/manifests/1"),
@@ -308,6 +343,7 @@ fn start(arguments: &Arguments, place: &Path) -> anyhow::Result<Servers> {
     let blob_size = fs::metadata(file)?.len();
     Ok(Servers {
         starlift,
+        guarded,
         nginx,
         registry,
         urls,

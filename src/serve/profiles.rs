@@ -21,6 +21,7 @@ use crate::store::Holder;
 use crate::telemetry::metrics;
 
 use super::access::{Action, Proof};
+use super::account::Account;
 use super::api::is_json;
 use super::app::App;
 use super::documents::Documents;
@@ -126,8 +127,12 @@ async fn read(
         // Without a name, the image may be any.
         None => {
             let identity = app.access.identify(headers).await;
-            let admitted =
-                identity.and_then(|known| app.access.admit_to_all(&known, Action::Profiles));
+            let account = Account::current();
+            account.asks_for_profiles();
+            let admitted = identity.and_then(|known| {
+                account.identified(&known);
+                app.access.admit_to_all(&known, Action::Profiles)
+            });
             admitted.map_err(|refusal| sender.refused(app, &refusal))?;
         }
     }

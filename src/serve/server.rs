@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -20,6 +21,7 @@ use crate::transport::Upstreams;
 
 use super::access::UsersError;
 use super::app::App;
+use super::audit::Audit;
 use super::config::{Config, ConfigError, TlsConfig};
 use super::connections::Connections;
 use super::descriptors;
@@ -55,6 +57,12 @@ pub enum StartError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Users(#[from] UsersError),
+    #[error("audit log {} cannot be opened; name a file that can be written in serve.audit", file.display())]
+    Audit {
+        file: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot listen on {address}")]
     Listen {
         address: SocketAddr,
@@ -98,12 +106,18 @@ impl Server {
         } else {
             None
         };
+        let audit = config.audit.as_deref().map(Audit::open).transpose();
+        let audit = audit.map_err(|source| StartError::Audit {
+            file: config.audit.clone().unwrap_or_default(),
+            source,
+        })?;
         let app = Arc::new(App::new(
             config.clone(),
             store,
             upstreams,
             converter,
             profiles,
+            audit,
         )?);
         Ok(Self {
             listener,
@@ -146,6 +160,10 @@ impl Server {
             tls.clone(),
             signal(SignalKind::hangup())?,
         ));
+        beside.spawn(reopen_audit(
+            app.audit.clone(),
+            signal(SignalKind::hangup())?,
+        ));
         beside.spawn(drain(shutdown.clone(), Arc::clone(&app)));
         let config = Arc::new(app.config.clone());
         let limit = descriptors::connections(config.max_connections, descriptors::raise());
@@ -176,6 +194,11 @@ impl Server {
         }
         if timeout(LAST_WRITES, app.profiles.flush()).await.is_err() {
             tracing::warn!("what was learned last could not be written");
+        }
+        if let Some(audit) = &app.audit
+            && timeout(LAST_WRITES, audit.flush()).await.is_err()
+        {
+            tracing::warn!("last lines of the audit log not written");
         }
         Ok(())
     }
@@ -232,6 +255,15 @@ async fn renew_certificate(tls: Option<(TlsConfig, RustlsConfig)>, mut hangups: 
             Err(error) => tracing::warn!(error = %Chain(&error), "the certificate stays as it was"),
         }
         seen = now;
+    }
+}
+
+/// Opens the audit log again on SIGHUP.
+async fn reopen_audit(audit: Option<Audit>, mut hangups: Signal) {
+    while hangups.recv().await.is_some() {
+        if let Some(audit) = &audit {
+            audit.reopen();
+        }
     }
 }
 

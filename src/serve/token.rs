@@ -17,6 +17,7 @@ use crate::clock::unix_now;
 use crate::registry::Secret;
 
 use super::access::{Credentials, Identity, Refusal};
+use super::account::Account;
 use super::app::App;
 use super::error::ApiError;
 use super::{request_body, response};
@@ -110,7 +111,10 @@ async fn answer(
     uri: &Uri,
 ) -> Response {
     let token = match identity {
-        Ok(identity) => app.access.token(&identity).await,
+        Ok(identity) => {
+            Account::current().identified(&identity);
+            app.access.token(&identity).await
+        }
         Err(refusal) => Err(refusal),
     };
     let refused = |refusal| ApiError::access(refusal, challenge(app, headers, uri, None, true));

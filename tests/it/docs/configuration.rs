@@ -17,13 +17,18 @@ const MARKER: &str =
     "<!-- From here on generated from the source: UPDATE_DOCS=1 cargo test reference -->\n";
 
 /// Name of the table in the file, source file, struct.
-const PARTS: [(&str, &str, &str); 10] = [
+const PARTS: [(&str, &str, &str); 11] = [
     ("serve", "src/serve/config.rs", "Config"),
     ("serve.access", "src/serve/access/config.rs", "AccessConfig"),
     (
         "serve.access.rule",
         "src/serve/access/policy.rs",
         "AccessRule",
+    ),
+    (
+        "serve.budgets.identity",
+        "src/serve/budgets/config.rs",
+        "BudgetConfig",
     ),
     ("store", "src/store/config.rs", "Config"),
     ("convert", "src/convert/config.rs", "Config"),
@@ -86,7 +91,7 @@ fn section(text: &mut String, table: &str, source: &str, name: &str, defaults: &
     } in values
     {
         // These tables have sections of their own.
-        if matches!(name.as_str(), "upstream" | "access") {
+        if matches!(name.as_str(), "upstream" | "access" | "budgets") {
             continue;
         }
         assert!(!meaning.is_empty(), "{name} of [{table}] is documented");

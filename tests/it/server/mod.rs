@@ -6,9 +6,11 @@
 
 mod access;
 mod api;
+mod audit;
 mod blobs;
 mod broken_store;
 mod browsers;
+mod budgets;
 mod conformance;
 mod crash;
 mod exposure;
