@@ -303,7 +303,7 @@ fn start(arguments: &Arguments, place: &Path) -> anyhow::Result<Servers> {
     let Server {
         daemon: starlift,
         address,
-    } = Server::start(&arguments.starlift, place, &[upstream.clone()])?;
+    } = Server::start(&arguments.starlift, place, std::slice::from_ref(&upstream))?;
     let our_tag = format!("http://{address}/v2/local/{name}/manifests/1");
     let (digest, manifest) = server::converted(&our_tag)?;
     let layer = manifest["layers"][0]["digest"]

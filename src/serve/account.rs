@@ -10,8 +10,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::convert;
-use crate::oci::Reference;
 use crate::oci::route::{Location, Operation};
+use crate::oci::{Digest, Reference};
 use crate::store;
 use crate::transport::{Requester, Source};
 
@@ -26,11 +26,8 @@ tokio::task_local! {
     static ACCOUNT: Arc<Account>;
 }
 
-/// The identity of requests that were refused before their sender was known.
-const UNKNOWN: Sender = Sender {
-    identity: None,
-    kind: "unknown",
-};
+/// The actions that read a blob and convert nothing.
+const BLOB: &str = "pull-blob";
 
 /// The account of one request.
 #[derive(Debug, Default)]
@@ -44,7 +41,9 @@ pub(crate) struct Account {
 struct State {
     sender: Sender,
     action: Option<&'static str>,
-    image: Image,
+    location: Option<Location>,
+    reference: Option<Reference>,
+    digest: Option<Digest>,
     /// The reason why the request was admitted.
     by: &'static str,
     owners: Vec<(Kind, Owner)>,
@@ -52,11 +51,27 @@ struct State {
     place: Option<Place>,
 }
 
-/// The sender of a request as the audit log names it, without secrets.
+/// The sender of a request, as far as it is known.
 #[derive(Debug, Clone)]
-struct Sender {
-    identity: Option<String>,
-    kind: &'static str,
+enum Sender {
+    /// The request was refused before.
+    Unknown,
+    /// An operator whom the listener makes one.
+    Local,
+    /// Nobody has judged the client's credentials yet. People type passwords in place of names.
+    Unjudged(&'static str),
+    Judged(Identity),
+}
+
+impl Sender {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Local => "local",
+            Self::Unjudged(kind) => kind,
+            Self::Judged(identity) => identity.kind(),
+        }
+    }
 }
 
 /// The answer to a request, as the audit log shows it.
@@ -99,9 +114,11 @@ impl Conversion {
 impl Default for State {
     fn default() -> Self {
         Self {
-            sender: UNKNOWN,
+            sender: Sender::Unknown,
             action: None,
-            image: Image::default(),
+            location: None,
+            reference: None,
+            digest: None,
             by: "rule",
             owners: Vec::new(),
             held: Vec::new(),
@@ -115,7 +132,7 @@ impl Account {
     pub(crate) fn open(id: &str, address: Option<IpAddr>, endpoint: &'static str) -> Arc<Self> {
         let action = match endpoint {
             "manifest" => Some("pull-manifest"),
-            "blob" => Some("pull-blob"),
+            "blob" => Some(BLOB),
             "referrers" => Some("pull-referrers"),
             "tags" => Some("pull-tags"),
             "token" | "ping" => Some("login"),
@@ -170,8 +187,7 @@ impl Account {
             Action::Warm => state.action = Some("warm"),
             Action::Admin => state.action = Some("admin"),
         }
-        state.image.upstream = Some(location.upstream.clone());
-        state.image.repository = Some(location.repository.to_string());
+        state.location = Some(location.clone());
     }
 
     /// Notes that the request is about the profile of any image.
@@ -184,27 +200,22 @@ impl Account {
         match operation {
             Operation::Manifest(reference) => self.asks_for_reference(reference),
             Operation::Blob(digest) | Operation::Referrers(digest) => {
-                self.state.lock().image.digest = Some(digest.to_string());
+                self.state.lock().digest = Some(digest.clone());
             }
             Operation::Tags => {}
         }
     }
 
     pub(crate) fn asks_for_reference(&self, reference: &Reference) {
-        let mut state = self.state.lock();
-        if let Reference::Digest(digest) = reference {
-            state.image.digest = Some(digest.to_string());
-        }
-        state.image.reference = Some(reference.to_string());
+        self.state.lock().reference = Some(reference.clone());
     }
 
-    /// Notes who sent the request. The name of a client that only an upstream can judge is noted
-    /// when that has happened: people type passwords in place of names.
+    /// Notes who sent the request. A client that only an upstream can judge is named when that has
+    /// happened.
     pub(crate) fn identified(&self, identity: &Identity) {
-        let is_judged = !matches!(identity, Identity::Client(_));
-        self.state.lock().sender = Sender {
-            identity: is_judged.then(|| identity.to_string()),
-            kind: identity.kind(),
+        self.state.lock().sender = match identity {
+            Identity::Client(_) => Sender::Unjudged(identity.kind()),
+            Identity::User(_) | Identity::Anonymous => Sender::Judged(identity.clone()),
         };
     }
 
@@ -212,10 +223,7 @@ impl Account {
     pub(crate) fn is_local(&self) {
         let mut state = self.state.lock();
         state.by = "listener";
-        state.sender = Sender {
-            identity: None,
-            kind: "local",
-        };
+        state.sender = Sender::Local;
     }
 
     /// Takes from the budgets of the sender and of the upstream, and makes the place count for the
@@ -236,7 +244,7 @@ impl Account {
         });
         {
             let mut state = self.state.lock();
-            state.sender.identity = Some(identity.to_string());
+            state.sender = Sender::Judged(identity.clone());
             if admission.reader != Reader::Server {
                 state.by = "upstream";
             }
@@ -257,8 +265,11 @@ impl Account {
         Ok(())
     }
 
-    /// The same upstream, asked on behalf of the sender.
+    /// The same upstream, asked on behalf of the sender if that may start a conversion.
     pub(crate) fn on_behalf(&self, budgets: &Budgets, source: Source) -> Source {
+        if self.state.lock().action == Some(BLOB) {
+            return source;
+        }
         let owners = self.owners();
         let sender = owners.iter().find(|(kind, _)| *kind == Kind::Identity);
         let accounts = owners
@@ -282,12 +293,10 @@ impl Account {
     }
 
     /// Takes the bytes of the answer from all budgets of the request.
-    pub(crate) fn send(&self, budgets: &Budgets, bytes: u64) -> Result<(), OverBudget> {
-        for (kind, owner) in self.owners() {
-            let held = budgets.send(kind, &owner, bytes)?;
-            self.state.lock().held.extend(held);
-        }
-        Ok(())
+    pub(crate) fn send(&self, bytes: u64) -> Result<(), OverBudget> {
+        let mut state = self.state.lock();
+        let mut held = state.held.iter_mut();
+        held.try_for_each(|held| held.send_bytes(bytes))
     }
 
     /// Closes the account once the answer is sent or dropped: gives everything back, and writes the
@@ -296,7 +305,9 @@ impl Account {
         let State {
             sender,
             action,
-            mut image,
+            location,
+            reference,
+            digest,
             by,
             held,
             place,
@@ -306,23 +317,28 @@ impl Account {
         let (Some(audit), Some(action)) = (&app.audit, action) else {
             return;
         };
-        let is_known = sender.kind != UNKNOWN.kind;
+        let is_unknown = matches!(sender, Sender::Unknown);
         // Every client without credentials is sent to the token endpoint first.
         let is_challenge = action == "login" && answered.refused == Some("no-credentials");
-        if is_challenge || answered.refused.is_none() && !is_known {
+        if is_challenge || answered.refused.is_none() && is_unknown {
             return;
-        }
-        if let Some(digest) = answered.digest {
-            image.digest = Some(digest.to_owned());
         }
         audit.write(&Entry {
             request: &self.id,
             address: self.address,
-            identity: sender.identity.as_deref().unwrap_or(sender.kind),
-            kind: sender.kind,
+            identity: match &sender {
+                Sender::Judged(identity) => Some(identity),
+                Sender::Unknown | Sender::Local | Sender::Unjudged(_) => None,
+            },
+            kind: sender.kind(),
             action,
             method: answered.method,
-            image: &image,
+            image: Image {
+                location: location.as_ref(),
+                reference: reference.as_ref(),
+                digest: digest.as_ref(),
+                answered: answered.digest,
+            },
             decision: match answered.refused {
                 Some(_) => Decision::Refused,
                 None => Decision::Allowed,

@@ -80,7 +80,7 @@ pub(crate) async fn observe(State(app): State<Arc<App>>, request: Request, next:
     let served = Arc::clone(&account).during(next.run(request));
     let mut response = served.instrument(span).await;
     if let Some(bytes) = line.body_of(&response)
-        && let Err(over) = account.send(&app.budgets, bytes)
+        && let Err(over) = account.send(bytes)
     {
         response = ApiError::over_budget(&over, is_mirror).into_response();
     }

@@ -5,6 +5,10 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
+use crate::oci::route::Location;
+use crate::oci::{Digest, Reference};
+use crate::serve::access::Identity;
+
 /// The longest name of an identity in a line. Names of users come from clients.
 const MAX_NAME: usize = 256;
 /// Actions of which every request has a line. The others have one a minute: a lazy client sends
@@ -23,31 +27,28 @@ pub(crate) enum Decision {
 }
 
 /// The image that a request was about.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize)]
-pub(crate) struct Image {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) upstream: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) repository: Option<String>,
-    /// The tag, or the digest in place of one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) reference: Option<String>,
-    /// The digest of the manifest or blob in the answer, or else of the one in the request.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) digest: Option<String>,
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Image<'a> {
+    pub(crate) location: Option<&'a Location>,
+    pub(crate) reference: Option<&'a Reference>,
+    /// The digest in the request.
+    pub(crate) digest: Option<&'a Digest>,
+    /// The digest in the answer, which counts more.
+    pub(crate) answered: Option<&'a str>,
 }
 
-/// A decision about a request.
+/// A decision about a request. Nothing is written as text before it is known that there will be a
+/// line.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry<'a> {
     pub(crate) request: &'a str,
     pub(crate) address: Option<IpAddr>,
-    /// Without secrets.
-    pub(crate) identity: &'a str,
+    /// `None` if nobody has judged it.
+    pub(crate) identity: Option<&'a Identity>,
     pub(crate) kind: &'static str,
     pub(crate) action: &'static str,
     pub(crate) method: &'a str,
-    pub(crate) image: &'a Image,
+    pub(crate) image: Image<'a>,
     pub(crate) decision: Decision,
     /// The reason of the decision.
     pub(crate) by: &'a str,
@@ -66,8 +67,15 @@ struct Line<'a> {
     kind: &'a str,
     action: &'a str,
     method: &'a str,
-    #[serde(flatten)]
-    image: &'a Image,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repository: Option<&'a str>,
+    /// The tag, or the digest in place of one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reference: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    digest: Option<String>,
     decision: Decision,
     by: &'a str,
     status: u16,
@@ -77,27 +85,40 @@ struct Line<'a> {
 /// The parts of a decision that make it the same as another one.
 type Repeated<'a> = (
     Option<IpAddr>,
+    (&'a str, Option<&'a str>),
     &'a str,
-    &'a str,
-    Option<(&'a str, &'a str, &'a Image)>,
+    Option<(&'a str, &'a str, Image<'a>)>,
 );
 
 impl Entry<'_> {
     /// The parts that count, if a repetition of the decision is left out; `None` if each has a line.
     pub(super) fn repeated(&self) -> Option<Repeated<'_>> {
-        let what = (self.action, self.method, self.image);
+        let identity = (self.kind, self.identity.and_then(Identity::user));
+        let object = (self.action, self.method, self.image);
         let is_overload = OVERLOAD.iter().any(|reason| self.by.starts_with(reason));
         match self.decision {
-            Decision::Refused if is_overload => Some((self.address, self.identity, self.by, None)),
+            Decision::Refused if is_overload => Some((self.address, identity, self.by, None)),
             _ if ALWAYS.contains(&self.action) => None,
-            _ => Some((self.address, self.identity, self.by, Some(what))),
+            _ => Some((self.address, identity, self.by, Some(object))),
         }
     }
 
     pub(super) fn line(&self) -> Vec<u8> {
-        let identity = match self.identity.char_indices().nth(MAX_NAME) {
-            Some((end, _)) => &self.identity[..end],
-            None => self.identity,
+        let identity = self.identity.map(ToString::to_string);
+        let identity = identity.as_deref().unwrap_or(self.kind);
+        let identity = match identity.char_indices().nth(MAX_NAME) {
+            Some((end, _)) => &identity[..end],
+            None => identity,
+        };
+        let Image {
+            location,
+            reference,
+            digest,
+            answered,
+        } = self.image;
+        let in_request = match reference {
+            Some(Reference::Digest(digest)) => Some(digest),
+            Some(Reference::Tag(_)) | None => digest,
         };
         let line = Line {
             time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
@@ -107,7 +128,12 @@ impl Entry<'_> {
             kind: self.kind,
             action: self.action,
             method: self.method,
-            image: self.image,
+            upstream: location.map(|location| location.upstream.as_str()),
+            repository: location.map(|location| location.repository.as_str()),
+            reference: reference.map(ToString::to_string),
+            digest: answered
+                .map(str::to_owned)
+                .or_else(|| in_request.map(ToString::to_string)),
             decision: self.decision,
             by: self.by,
             status: self.status,
@@ -126,11 +152,16 @@ mod tests {
 
     use super::*;
 
-    fn entry<'a>(action: &'static str, by: &'a str, image: &'a Image) -> Entry<'a> {
+    fn entry<'a>(
+        action: &'static str,
+        by: &'a str,
+        identity: &'a Identity,
+        image: Image<'a>,
+    ) -> Entry<'a> {
         Entry {
             request: "id",
             address: "10.0.0.1".parse().ok(),
-            identity: "user:a\"\n",
+            identity: Some(identity),
             kind: "user",
             action,
             method: "GET",
@@ -144,43 +175,50 @@ mod tests {
 
     #[test]
     fn a_line_is_one_line_of_json_and_names_are_cut() {
+        let location = Location {
+            upstream: "a.example".to_owned(),
+            repository: "a/b".parse().unwrap(),
+        };
         let image = Image {
-            repository: Some("a/b".to_owned()),
+            location: Some(&location),
             ..Image::default()
         };
-        let long = "ü".repeat(1000);
-        let mut entry = entry("pull-blob", "rule", &image);
-        let text = String::from_utf8(entry.line()).unwrap();
+        let (odd, long) = (
+            Identity::User("a\"\n".to_owned()),
+            Identity::User("ü".repeat(1000)),
+        );
+        let text = entry("pull-blob", "rule", &odd, image).line();
+        let text = String::from_utf8(text).unwrap();
         assert_eq!(text.matches('\n').count(), 1);
         let value: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["identity"], "user:a\"\n");
         assert_eq!(value["decision"], "refused");
+        assert_eq!(value["repository"], "a/b");
         assert_eq!(value.get("digest"), None);
-        entry.identity = &long;
-        let value: Value = serde_json::from_slice(&entry.line()).unwrap();
-        assert_eq!(
-            value["identity"].as_str().unwrap().chars().count(),
-            MAX_NAME
-        );
+        let text = entry("pull-blob", "rule", &long, image).line();
+        let value: Value = serde_json::from_slice(&text).unwrap();
+        let name = value["identity"].as_str().unwrap();
+        assert_eq!(name.chars().count(), MAX_NAME);
     }
 
     #[test]
     fn manifests_always_have_a_line_and_overload_one_whatever_was_asked_for() {
-        let (one, other) = (
-            Image::default(),
-            Image {
-                digest: Some("x".to_owned()),
-                ..Image::default()
-            },
-        );
-        assert_eq!(entry("pull-manifest", "rule", &one).repeated(), None);
-        let busy = |action, image| entry(action, "budget-address-requests", image);
+        let digest = Digest::sha256_of(b"x");
+        let other = Image {
+            digest: Some(&digest),
+            ..Image::default()
+        };
+        let (one, user) = (Image::default(), Identity::User("a".to_owned()));
+        assert_eq!(entry("pull-manifest", "rule", &user, one).repeated(), None);
+        let busy = "budget-address-requests";
         assert_eq!(
-            busy("pull-manifest", &one).repeated(),
-            busy("pull-blob", &other).repeated()
+            entry("pull-manifest", busy, &user, one).repeated(),
+            entry("pull-blob", busy, &user, other).repeated()
         );
-        let blob = |image| entry("pull-blob", "rule", image);
-        assert_ne!(blob(&one).repeated(), blob(&other).repeated());
-        assert_eq!(blob(&one).repeated(), blob(&one.clone()).repeated());
+        let blob = |user, image| entry("pull-blob", "rule", user, image);
+        assert_ne!(blob(&user, one).repeated(), blob(&user, other).repeated());
+        assert_eq!(blob(&user, one).repeated(), blob(&user, one).repeated());
+        let second = Identity::User("b".to_owned());
+        assert_ne!(blob(&user, one).repeated(), blob(&second, one).repeated());
     }
 }

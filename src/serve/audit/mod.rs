@@ -66,7 +66,8 @@ impl Audit {
     pub(crate) fn write(&self, entry: &Entry<'_>) {
         if let Some(repeated) = entry.repeated() {
             let key = self.hasher.hash_one(repeated);
-            if !self.seen.entry(key).or_insert(()).is_fresh() {
+            // The common case first: it only reads.
+            if self.seen.contains_key(&key) || !self.seen.entry(key).or_insert(()).is_fresh() {
                 return;
             }
         }

@@ -25,7 +25,7 @@ use super::places::NoPlace;
 
 pub use config::{BudgetConfig, BudgetsConfig};
 use table::{Exceeded, Table};
-pub(crate) use table::{Held, Owner};
+pub(crate) use table::{Held, Kind, Owner};
 
 /// The owners of each kind that the status shows.
 const SHOWN: usize = 32;
@@ -80,9 +80,9 @@ pub(crate) struct Budgets {
 impl Budgets {
     pub(crate) fn new(config: &BudgetsConfig) -> Self {
         Self {
-            identity: Table::new(&config.identity),
-            address: Table::new(&config.address),
-            upstream: Table::new(&config.upstream),
+            identity: Table::new(Kind::Identity, &config.identity),
+            address: Table::new(Kind::Address, &config.address),
+            upstream: Table::new(Kind::Upstream, &config.upstream),
         }
     }
 
@@ -91,7 +91,7 @@ impl Budgets {
     /// # Errors
     /// If the owner has used up a budget.
     pub(crate) fn enter(&self, kind: Kind, owner: &Owner) -> Result<Option<Held>, OverBudget> {
-        self.take(kind, |table| table.enter(owner.clone()))
+        self.take(kind, |table| table.enter(owner))
     }
 
     /// Takes a conversion, which runs or waits while the result is held.
@@ -99,23 +99,7 @@ impl Budgets {
     /// # Errors
     /// If the owner has used up the budget.
     pub(crate) fn convert(&self, kind: Kind, owner: &Owner) -> Result<Option<Held>, OverBudget> {
-        self.take(kind, |table| table.convert(owner.clone()))
-    }
-
-    /// Takes the bytes of an answer, which are under way while the result is held.
-    ///
-    /// # Errors
-    /// If the owner has used up the budget.
-    pub(crate) fn send(
-        &self,
-        kind: Kind,
-        owner: &Owner,
-        bytes: u64,
-    ) -> Result<Option<Held>, OverBudget> {
-        if self.table(kind).limits().bytes_under_way.is_none() {
-            return Ok(None);
-        }
-        self.take(kind, |table| table.send(owner.clone(), bytes))
+        self.take(kind, |table| table.convert(owner))
     }
 
     fn take(
@@ -162,12 +146,15 @@ impl Budgets {
     }
 }
 
-/// The kind of a budget.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Identity,
-    Address,
-    Upstream,
+impl Held {
+    /// Takes the bytes of an answer too, which are under way while this is held.
+    ///
+    /// # Errors
+    /// If the owner has used up the budget.
+    pub(crate) fn send_bytes(&mut self, bytes: u64) -> Result<(), OverBudget> {
+        let sent = self.send(bytes);
+        sent.map_err(|exceeded| over(self.kind(), exceeded.budget, exceeded.retry_after))
+    }
 }
 
 impl Kind {

@@ -19,6 +19,14 @@ const TIDY_EVERY: Duration = Duration::from_secs(1);
 /// its work has ended.
 const SOON: Duration = Duration::from_secs(1);
 
+/// The kind of a budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Identity,
+    Address,
+    Upstream,
+}
+
 /// The owner of a budget.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Owner {
@@ -27,14 +35,6 @@ pub(crate) enum Owner {
     Upstream(Arc<str>),
     /// All that do not fit the table share one line.
     Others,
-}
-
-/// A part of a budget that is taken and given back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Amount {
-    Stream,
-    Conversion,
-    Bytes(u64),
 }
 
 /// Why a budget refuses, and when it may not any more.
@@ -57,6 +57,7 @@ pub(super) struct Usage {
 /// The budgets of all owners of one kind.
 #[derive(Debug)]
 pub(super) struct Table {
+    kind: Kind,
     limits: BudgetConfig,
     rate: Option<Rate>,
     max_lines: usize,
@@ -65,16 +66,21 @@ pub(super) struct Table {
 
 #[derive(Debug, Default)]
 struct State {
-    lines: HashMap<Owner, Usage>,
+    lines: HashMap<Owner, Line>,
     tidied: Option<Instant>,
 }
 
-/// A taken amount, given back when dropped.
+/// The line of an owner. Whoever holds a part of the budget holds it too, and needs no look-up.
+type Line = Arc<Mutex<Usage>>;
+
+/// Taken parts of one budget, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Held {
     table: Arc<Table>,
-    owner: Owner,
-    amount: Amount,
+    line: Line,
+    streams: usize,
+    conversions: usize,
+    bytes: u64,
 }
 
 impl Owner {
@@ -97,12 +103,13 @@ impl Usage {
 }
 
 impl Table {
-    pub(super) fn new(limits: &BudgetConfig) -> Arc<Self> {
-        Self::with_lines(limits, MAX_LINES)
+    pub(super) fn new(kind: Kind, limits: &BudgetConfig) -> Arc<Self> {
+        Self::with_lines(kind, limits, MAX_LINES)
     }
 
-    fn with_lines(limits: &BudgetConfig, max_lines: usize) -> Arc<Self> {
+    fn with_lines(kind: Kind, limits: &BudgetConfig, max_lines: usize) -> Arc<Self> {
         Arc::new(Self {
+            kind,
             rate: limits.requests.map(|rate| Rate::new(rate, limits.burst)),
             limits: limits.clone(),
             max_lines,
@@ -115,20 +122,13 @@ impl Table {
     }
 
     /// Admits a request, which holds a stream until it is answered. A refused one uses nothing.
-    pub(super) fn enter(self: &Arc<Self>, owner: Owner) -> Result<Held, Exceeded> {
+    pub(super) fn enter(self: &Arc<Self>, owner: &Owner) -> Result<Held, Exceeded> {
         let now = Instant::now();
-        let mut state = self.state.lock();
-        let owner = state.line_for(owner, now, self.max_lines);
-        let usage = state.lines.entry(owner.clone()).or_default();
-        if self
-            .limits
-            .streams
-            .is_some_and(|most| usage.streams >= most.get())
-        {
-            return Err(Exceeded {
-                budget: "streams",
-                retry_after: SOON,
-            });
+        let mut held = self.nothing_of(owner, now);
+        let mut usage = held.line.lock();
+        let most = self.limits.streams;
+        if most.is_some_and(|most| usage.streams >= most.get()) {
+            return Err(Exceeded::soon("streams"));
         }
         if let Some(rate) = self.rate {
             let paid = rate.admit(usage.paid, now);
@@ -139,70 +139,43 @@ impl Table {
             usage.paid = Some(paid.map_err(exceeded)?);
         }
         usage.streams += 1;
-        drop(state);
-        Ok(self.held(owner, Amount::Stream))
+        drop(usage);
+        held.streams = 1;
+        Ok(held)
     }
 
     /// Takes a conversion.
-    pub(super) fn convert(self: &Arc<Self>, owner: Owner) -> Result<Held, Exceeded> {
+    pub(super) fn convert(self: &Arc<Self>, owner: &Owner) -> Result<Held, Exceeded> {
+        let mut held = self.nothing_of(owner, Instant::now());
+        let mut usage = held.line.lock();
         let most = self.limits.conversions;
-        self.take(owner, Amount::Conversion, |usage| {
-            if most.is_some_and(|most| usage.conversions >= most.get()) {
-                return false;
-            }
-            usage.conversions += 1;
-            true
-        })
-    }
-
-    /// Takes the bytes of an answer. One answer may have more than the limit, if it is the only
-    /// one.
-    pub(super) fn send(self: &Arc<Self>, owner: Owner, bytes: u64) -> Result<Held, Exceeded> {
-        let most = self.limits.bytes_under_way.map(|most| most.as_u64());
-        self.take(owner, Amount::Bytes(bytes), |usage| {
-            let sum = usage.bytes_under_way.saturating_add(bytes);
-            let is_alone = usage.bytes_under_way == 0;
-            if !is_alone && most.is_some_and(|most| sum > most) {
-                return false;
-            }
-            usage.bytes_under_way = sum;
-            true
-        })
-    }
-
-    fn take(
-        self: &Arc<Self>,
-        owner: Owner,
-        amount: Amount,
-        take: impl FnOnce(&mut Usage) -> bool,
-    ) -> Result<Held, Exceeded> {
-        let mut state = self.state.lock();
-        let owner = state.line_for(owner, Instant::now(), self.max_lines);
-        if take(state.lines.entry(owner.clone()).or_default()) {
-            drop(state);
-            return Ok(self.held(owner, amount));
+        if most.is_some_and(|most| usage.conversions >= most.get()) {
+            return Err(Exceeded::soon("conversions"));
         }
-        Err(Exceeded {
-            budget: amount.name(),
-            retry_after: SOON,
-        })
+        usage.conversions += 1;
+        drop(usage);
+        held.conversions = 1;
+        Ok(held)
     }
 
-    fn held(self: &Arc<Self>, owner: Owner, amount: Amount) -> Held {
+    fn nothing_of(self: &Arc<Self>, owner: &Owner, now: Instant) -> Held {
         Held {
+            line: self.state.lock().line(owner, now, self.max_lines),
             table: Arc::clone(self),
-            owner,
-            amount,
+            streams: 0,
+            conversions: 0,
+            bytes: 0,
         }
     }
 
-    /// The lines in use, the busiest first, at most `most`.
+    /// The owners in use, the busiest first, at most `most`.
     pub(super) fn busiest(&self, most: usize) -> Vec<(Owner, Usage)> {
         let now = Instant::now();
         let state = self.state.lock();
-        let in_use = state.lines.iter().filter(|(_, usage)| !usage.is_spare(now));
-        let mut lines: Vec<_> = in_use
-            .map(|(owner, usage)| (owner.clone(), *usage))
+        let lines = state.lines.iter();
+        let mut lines: Vec<_> = lines
+            .map(|(owner, usage)| (owner.clone(), *usage.lock()))
+            .filter(|(_, usage)| !usage.is_spare(now))
             .collect();
         drop(state);
         lines.sort_by_key(|(_, usage)| {
@@ -213,52 +186,67 @@ impl Table {
     }
 }
 
-impl State {
-    /// The owner whose line counts: its own if there is room for it.
-    fn line_for(&mut self, owner: Owner, now: Instant, max_lines: usize) -> Owner {
-        if self.lines.len() < max_lines || self.lines.contains_key(&owner) {
-            return owner;
+impl Held {
+    pub(super) fn kind(&self) -> Kind {
+        self.table.kind
+    }
+
+    /// Takes the bytes of an answer too. One answer may have more than the limit, if it is the only
+    /// one.
+    pub(super) fn send(&mut self, bytes: u64) -> Result<(), Exceeded> {
+        let Some(most) = self.table.limits.bytes_under_way else {
+            return Ok(());
+        };
+        let mut usage = self.line.lock();
+        let sum = usage.bytes_under_way.saturating_add(bytes);
+        if usage.bytes_under_way > 0 && sum > most.as_u64() {
+            return Err(Exceeded::soon("bytes-under-way"));
         }
-        let is_due = self
-            .tidied
-            .is_none_or(|tidied| now.duration_since(tidied) >= TIDY_EVERY);
-        if is_due {
-            self.tidied = Some(now);
-            self.lines.retain(|_, usage| !usage.is_spare(now));
-        }
-        if self.lines.len() < max_lines {
-            owner
-        } else {
-            Owner::Others
+        self.bytes += sum - usage.bytes_under_way;
+        usage.bytes_under_way = sum;
+        Ok(())
+    }
+}
+
+impl Exceeded {
+    fn soon(budget: &'static str) -> Self {
+        Self {
+            budget,
+            retry_after: SOON,
         }
     }
 }
 
-impl Amount {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Stream => "streams",
-            Self::Conversion => "conversions",
-            Self::Bytes(_) => "bytes-under-way",
+impl State {
+    /// The line of the owner, or the one of all others if there is no room for it.
+    fn line(&mut self, owner: &Owner, now: Instant, max_lines: usize) -> Line {
+        if let Some(line) = self.lines.get(owner) {
+            return Arc::clone(line);
         }
+        let is_due = self
+            .tidied
+            .is_none_or(|tidied| now.duration_since(tidied) >= TIDY_EVERY);
+        if self.lines.len() >= max_lines && is_due {
+            self.tidied = Some(now);
+            let is_held = |line: &Line| Arc::strong_count(line) > 1;
+            self.lines
+                .retain(|_, line| is_held(line) || !line.lock().is_spare(now));
+        }
+        let owner = if self.lines.len() < max_lines {
+            owner.clone()
+        } else {
+            Owner::Others
+        };
+        Arc::clone(self.lines.entry(owner).or_default())
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let now = Instant::now();
-        let mut state = self.table.state.lock();
-        let Some(usage) = state.lines.get_mut(&self.owner) else {
-            return;
-        };
-        match self.amount {
-            Amount::Stream => usage.streams -= 1,
-            Amount::Conversion => usage.conversions -= 1,
-            Amount::Bytes(bytes) => usage.bytes_under_way -= bytes,
-        }
-        if usage.is_spare(now) {
-            state.lines.remove(&self.owner);
-        }
+        let mut usage = self.line.lock();
+        usage.streams -= self.streams;
+        usage.conversions -= self.conversions;
+        usage.bytes_under_way -= self.bytes;
     }
 }
 
@@ -290,35 +278,34 @@ mod tests {
 
     #[test]
     fn concurrent_work_is_limited_for_each_owner_and_given_back() {
-        let table = Table::new(&limits());
+        let table = Table::new(Kind::Identity, &limits());
         let held = [
-            table.enter(user("a")).unwrap(),
-            table.enter(user("a")).unwrap(),
+            table.enter(&user("a")).unwrap(),
+            table.enter(&user("a")).unwrap(),
         ];
-        assert_eq!(table.enter(user("a")).unwrap_err().budget, "streams");
-        let other = table.enter(user("b")).unwrap();
-        let conversion = table.convert(user("a")).unwrap();
-        assert_eq!(table.convert(user("a")).unwrap_err().budget, "conversions");
+        assert_eq!(table.enter(&user("a")).unwrap_err().budget, "streams");
+        let other = table.enter(&user("b")).unwrap();
+        let conversion = table.convert(&user("a")).unwrap();
+        assert_eq!(table.convert(&user("a")).unwrap_err().budget, "conversions");
         assert_eq!(table.busiest(1)[0].0, user("a"));
         drop((held, other, conversion));
-        assert!(
-            table.state.lock().lines.is_empty(),
-            "only active owners have a line"
-        );
+        assert!(table.busiest(9).is_empty(), "all is given back");
     }
 
     #[test]
     fn one_answer_may_be_larger_than_the_limit_and_two_may_not() {
-        let table = Table::new(&limits());
-        let large = table.send(user("a"), 1000).unwrap();
-        assert_eq!(
-            table.send(user("a"), 1).unwrap_err().budget,
-            "bytes-under-way"
-        );
+        let limits = BudgetConfig {
+            streams: None,
+            ..limits()
+        };
+        let table = Table::new(Kind::Identity, &limits);
+        let [mut large, mut other, mut third] = [(); 3].map(|()| table.enter(&user("a")).unwrap());
+        large.send(1000).unwrap();
+        assert_eq!(other.send(1).unwrap_err().budget, "bytes-under-way");
         drop(large);
-        let _half = table.send(user("a"), 60).unwrap();
-        let _rest = table.send(user("a"), 40).unwrap();
-        assert!(table.send(user("a"), 1).is_err());
+        other.send(60).unwrap();
+        third.send(40).unwrap();
+        assert!(third.send(1).is_err());
     }
 
     #[test]
@@ -328,10 +315,10 @@ mod tests {
             burst: NonZeroU32::new(1),
             ..limits()
         };
-        let table = Table::new(&limits);
-        drop(table.enter(user("a")).unwrap());
-        let first = table.enter(user("a")).unwrap_err();
-        let second = table.enter(user("a")).unwrap_err();
+        let table = Table::new(Kind::Identity, &limits);
+        drop(table.enter(&user("a")).unwrap());
+        let first = table.enter(&user("a")).unwrap_err();
+        let second = table.enter(&user("a")).unwrap_err();
         assert_eq!((first.budget, second.budget), ("requests", "requests"));
         assert!(second.retry_after <= first.retry_after);
         assert_eq!(table.busiest(9)[0].1.streams, 0);
@@ -344,11 +331,11 @@ mod tests {
             burst: NonZeroU32::new(1),
             ..BudgetConfig::default()
         };
-        let table = Table::with_lines(&limits, 1000);
-        let known = table.enter(user("known")).unwrap();
+        let table = Table::with_lines(Kind::Address, &limits, 1000);
+        let known = table.enter(&user("known")).unwrap();
         let mut refused = 0;
         for number in 0..1_000_000 {
-            refused += usize::from(table.enter(address(number)).is_err());
+            refused += usize::from(table.enter(&address(number)).is_err());
         }
         let lines = table.state.lock().lines.len();
         assert!(lines <= 1001, "{lines}");
@@ -356,7 +343,7 @@ mod tests {
             refused > 900_000,
             "those without a line share one: {refused}"
         );
-        let held = table.state.lock().lines[&user("known")].streams;
+        let held = table.state.lock().lines[&user("known")].lock().streams;
         assert_eq!(held, 1, "who is active keeps the line");
         drop(known);
     }
