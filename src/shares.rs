@@ -1,7 +1,9 @@
-//! A limited resource, shared fairly between upstreams.
+//! A limited resource, shared fairly between upstreams, and between requesters of one upstream.
 //!
 //! Each upstream has its own queue, free units go to the queues in turn, and one upstream never
-//! holds more than its part. An upstream whose work does not end delays only its own work.
+//! holds more than its part. An upstream whose work does not end delays only its own work. Within a
+//! queue each requester has a lane, and the lanes take turns: somebody who asks for one thing waits
+//! for one thing of each other requester, not for all that they asked for before.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -21,6 +23,23 @@ const SLOW_UPSTREAMS: u64 = 10_000;
 #[derive(Debug, Clone)]
 pub(crate) struct Shares {
     inner: Arc<Inner>,
+}
+
+/// The place of work in the queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Turn<'a> {
+    pub(crate) upstream: &'a str,
+    pub(crate) requester: &'a str,
+}
+
+impl<'a> Turn<'a> {
+    /// The turn of this program's own work for an upstream.
+    pub(crate) fn of(upstream: &'a str) -> Self {
+        Self {
+            upstream,
+            requester: "",
+        }
+    }
 }
 
 /// Units that an upstream holds. They are returned when this is dropped.
@@ -52,6 +71,13 @@ struct State {
 #[derive(Debug)]
 struct Queue {
     upstream: Arc<str>,
+    /// In the order of their turns. No lane is empty.
+    lanes: VecDeque<Lane>,
+}
+
+#[derive(Debug)]
+struct Lane {
+    requester: Box<str>,
     waiters: VecDeque<Waiter>,
 }
 
@@ -94,13 +120,13 @@ impl Shares {
         }
     }
 
-    /// Takes `units` for `upstream`, waiting for its turn no longer than `patience`. Cancel safe.
+    /// Takes `units` in this turn, waiting for it no longer than `patience`. Cancel safe.
     ///
     /// # Errors
     /// [`Full`] when the units were not free in time, or are more than one upstream may ever hold.
     pub(crate) async fn take(
         &self,
-        upstream: &str,
+        turn: Turn<'_>,
         units: u64,
         patience: Duration,
     ) -> Result<Share, Full> {
@@ -113,7 +139,7 @@ impl Shares {
             return Err(full());
         }
         let (granted, share) = oneshot::channel();
-        self.inner.enqueue(upstream, Waiter { units, granted });
+        self.inner.enqueue(turn, Waiter { units, granted });
         Inner::grant(&self.inner);
         // The sender stays in the queue until the share is granted.
         tokio::time::timeout(patience, share)
@@ -131,10 +157,8 @@ impl Shares {
     pub(crate) fn is_wanted_by_another(&self, upstream: &str) -> bool {
         let state = self.inner.state.lock();
         let waits = |queue: &Queue| {
-            let head = queue
-                .waiters
-                .iter()
-                .find(|waiter| !waiter.granted.is_closed());
+            let mut waiters = queue.lanes.iter().flat_map(|lane| &lane.waiters);
+            let head = waiters.find(|waiter| !waiter.granted.is_closed());
             head.is_some_and(|head| {
                 state.held_by(&queue.upstream) + head.units <= self.inner.most_of(&queue.upstream)
             })
@@ -172,18 +196,19 @@ impl Inner {
         }
     }
 
-    fn enqueue(&self, upstream: &str, waiter: Waiter) {
+    fn enqueue(&self, turn: Turn<'_>, waiter: Waiter) {
         let mut state = self.state.lock();
-        match state
-            .queues
-            .iter_mut()
-            .find(|queue| *queue.upstream == *upstream)
-        {
-            Some(queue) => queue.waiters.push_back(waiter),
-            None => state.queues.push_back(Queue {
-                upstream: upstream.into(),
-                waiters: VecDeque::from([waiter]),
-            }),
+        let is_own = |queue: &&mut Queue| *queue.upstream == *turn.upstream;
+        match state.queues.iter_mut().find(is_own) {
+            Some(queue) => queue.push(turn.requester, waiter),
+            None => {
+                let mut queue = Queue {
+                    upstream: turn.upstream.into(),
+                    lanes: VecDeque::new(),
+                };
+                queue.push(turn.requester, waiter);
+                state.queues.push_back(queue);
+            }
         }
     }
 
@@ -216,14 +241,7 @@ impl Inner {
         let mut state = self.state.lock();
         for _ in 0..state.queues.len() {
             let mut queue = state.queues.pop_front()?;
-            while queue
-                .waiters
-                .front()
-                .is_some_and(|waiter| waiter.granted.is_closed())
-            {
-                queue.waiters.pop_front();
-            }
-            let Some(units) = queue.waiters.front().map(|waiter| waiter.units) else {
+            let Some(units) = queue.next_units() else {
                 continue;
             };
             if state.held_by(&queue.upstream) + units > self.most_of(&queue.upstream) {
@@ -235,16 +253,54 @@ impl Inner {
                 state.queues.push_front(queue);
                 return None;
             }
-            let waiter = queue.waiters.pop_front()?;
+            let waiter = queue.pop()?;
             let upstream = Arc::clone(&queue.upstream);
             state.free -= units;
             *state.held.entry(Arc::clone(&upstream)).or_default() += units;
-            if !queue.waiters.is_empty() {
+            if !queue.lanes.is_empty() {
                 state.queues.push_back(queue);
             }
             return Some((upstream, waiter));
         }
         None
+    }
+}
+
+impl Queue {
+    fn push(&mut self, requester: &str, waiter: Waiter) {
+        let is_own = |lane: &&mut Lane| *lane.requester == *requester;
+        match self.lanes.iter_mut().find(is_own) {
+            Some(lane) => lane.waiters.push_back(waiter),
+            None => self.lanes.push_back(Lane {
+                requester: requester.into(),
+                waiters: VecDeque::from([waiter]),
+            }),
+        }
+    }
+
+    /// The units of the next waiter in turn; `None` if all have left.
+    fn next_units(&mut self) -> Option<u64> {
+        while let Some(lane) = self.lanes.front_mut() {
+            let has_left = |waiter: &Waiter| waiter.granted.is_closed();
+            while lane.waiters.front().is_some_and(has_left) {
+                lane.waiters.pop_front();
+            }
+            if let Some(waiter) = lane.waiters.front() {
+                return Some(waiter.units);
+            }
+            self.lanes.pop_front();
+        }
+        None
+    }
+
+    /// Takes the next waiter out. Its lane has had its turn.
+    fn pop(&mut self) -> Option<Waiter> {
+        let mut lane = self.lanes.pop_front()?;
+        let waiter = lane.waiters.pop_front();
+        if !lane.waiters.is_empty() {
+            self.lanes.push_back(lane);
+        }
+        waiter
     }
 }
 
@@ -264,7 +320,7 @@ mod tests {
 
     fn take_now(shares: &Shares, upstream: &str, units: u64) -> Option<Share> {
         shares
-            .take(upstream, units, LONG)
+            .take(Turn::of(upstream), units, LONG)
             .now_or_never()
             .map(Result::unwrap)
     }
@@ -289,7 +345,7 @@ mod tests {
         for (upstream, number) in [("a", 1), ("a", 2), ("b", 3), ("a", 4)] {
             let (slots, done) = (slots.clone(), done.clone());
             tokio::spawn(async move {
-                let _slot = slots.take(upstream, 1, LONG).await.unwrap();
+                let _slot = slots.take(Turn::of(upstream), 1, LONG).await.unwrap();
                 done.send(number).unwrap();
             });
             tokio::task::yield_now().await;
@@ -307,6 +363,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_requester_with_a_hundred_conversions_does_not_delay_another_with_one() {
+        let slots = Shares::of_slots("test", 1);
+        let turn = |requester| Turn {
+            upstream: "a",
+            requester,
+        };
+        let held = slots.take(turn("busy"), 1, LONG).await.unwrap();
+        let (done, mut order) = tokio::sync::mpsc::unbounded_channel();
+        for requester in std::iter::repeat_n("busy", 100).chain(["modest", "third"]) {
+            let (slots, done) = (slots.clone(), done.clone());
+            tokio::spawn(async move {
+                let _slot = slots.take(turn(requester), 1, LONG).await.unwrap();
+                done.send(requester).unwrap();
+            });
+            tokio::task::yield_now().await;
+        }
+        drop(held);
+        let mut got = Vec::new();
+        for _ in 0..4 {
+            got.push(order.recv().await.unwrap());
+        }
+        assert_eq!(got, ["busy", "modest", "third", "busy"]);
+    }
+
+    #[tokio::test]
     async fn a_slow_upstream_gets_one_unit_at_a_time() {
         let slots = Shares::of_slots("test", 4);
         slots.slow_down("slow");
@@ -320,9 +401,9 @@ mod tests {
     async fn waiters_that_left_take_nothing() {
         let bytes = Shares::of_bytes("test", 10);
         let mut held = take_now(&bytes, "a", 5).unwrap();
-        assert!(bytes.take("a", 5, Duration::ZERO).await.is_err());
+        assert!(bytes.take(Turn::of("a"), 5, Duration::ZERO).await.is_err());
         assert!(
-            bytes.take("b", 6, LONG).await.is_err(),
+            bytes.take(Turn::of("b"), 6, LONG).await.is_err(),
             "more than one upstream may hold"
         );
         held.shrink_to(2);

@@ -9,6 +9,7 @@ mod codecs;
 mod containerd;
 mod convert;
 mod figures;
+mod guarded;
 mod h2load;
 mod harness;
 mod images;

@@ -1,5 +1,6 @@
 //! Compares warm reads: blobs, whole and in ranges, with nginx serving the same file; manifests
-//! with docker-registry.
+//! with docker-registry; ranges under access rules, budgets and an audit log with the same server
+//! without them.
 //!
 //! All servers share the machine with wrk, so throughput depends on the processor time that wrk
 //! leaves. A server's own processor time for each request shows its cost.
@@ -13,6 +14,7 @@ use anyhow::{Context as _, ensure};
 use sha2::{Digest as _, Sha256};
 
 use crate::figures::Spread;
+use crate::guarded::Guarded;
 use crate::h2load;
 use crate::harness::{Daemon, free_address, run};
 use crate::images::Image;
@@ -20,6 +22,9 @@ use crate::plot::{Bar, Bars, Plot};
 use crate::report::Report;
 use crate::server::{self, MANIFEST_TYPE, Server};
 use crate::wrk::{self, Load, Ranges, Seen};
+
+/// The peer of the server with rules.
+const OPEN: &str = "itself without rules";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -41,6 +46,7 @@ pub(crate) struct Arguments {
 #[derive(Debug)]
 struct Servers {
     starlift: Daemon,
+    guarded: Guarded,
     nginx: Daemon,
     registry: Daemon,
     urls: Urls,
@@ -127,7 +133,7 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
         "per CPU ×",
     ];
     report.table("Closed loop", &head, rows);
-    for peer in ["nginx", "docker-registry"] {
+    for peer in ["nginx", "docker-registry", OPEN] {
         report.plot(Plot::Bars(Bars {
             title: format!("Requests a second against {peer}'s (whisker: best and worst round)"),
             unit: "times the peer's",
@@ -139,6 +145,10 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
             marks: vec![(1.0, "as the peer".to_owned())],
         }));
     }
+    report.note(
+        "the rows against itself without rules: a user by password or by a token, budgets of every kind and an audit \
+         log; per CPU × is the cost of the checks, 0.95 or more is right",
+    );
     report.note(format!(
         "starlift's resident memory: {:.0} MiB at most while it converted the image, {:.0} MiB before the loads, {:.0} \
          MiB at most under them",
@@ -155,6 +165,7 @@ const SMALL: Option<(u64, usize)> = Some((64 << 10, 1));
 fn contests(servers: &Servers, seconds: u64) -> Vec<Contest<'_>> {
     let Servers {
         starlift,
+        guarded,
         nginx,
         registry,
         urls,
@@ -166,6 +177,7 @@ fn contests(servers: &Servers, seconds: u64) -> Vec<Contest<'_>> {
             connections,
             seconds,
             accept: "*/*",
+            authorization: None,
             ranges: ranges.map(|(length, count)| Ranges {
                 blob_size: *blob_size,
                 length,
@@ -183,12 +195,20 @@ fn contests(servers: &Servers, seconds: u64) -> Vec<Contest<'_>> {
         theirs: ("nginx", &urls.their_blob_http2, nginx),
         ..blob(name, connections, SMALL)
     };
+    let checked = |name, authorization: &str| {
+        let mut contest = blob(name, 16, SMALL);
+        contest.load.authorization = Some(authorization.to_owned());
+        contest.ours = (&guarded.blob, &guarded.daemon);
+        contest.theirs = (OPEN, &urls.our_blob, starlift);
+        contest
+    };
     let manifest = |name, connections, ours, theirs| Contest {
         name,
         load: Load {
             connections,
             seconds,
             accept: MANIFEST_TYPE,
+            authorization: None,
             ranges: None,
         },
         client: Client::Http1,
@@ -214,6 +234,14 @@ fn contests(servers: &Servers, seconds: u64) -> Vec<Contest<'_>> {
             "8 ranges of 16 KiB, 16 connections",
             16,
             Some((16 << 10, 8)),
+        ),
+        checked(
+            "range of 64 KiB, 16 connections, rules by password",
+            &guarded.by_password,
+        ),
+        checked(
+            "range of 64 KiB, 16 connections, rules by token",
+            &guarded.by_token,
         ),
         manifest(
             "manifest by tag, 16 connections",
@@ -315,7 +343,7 @@ fn start(arguments: &Arguments, place: &Path) -> anyhow::Result<Servers> {
     let Server {
         daemon: starlift,
         address,
-    } = Server::start(&arguments.starlift, place, &[upstream])?;
+    } = Server::start(&arguments.starlift, place, std::slice::from_ref(&upstream))?;
     let our_tag = format!("http://{address}/v2/local/{name}/manifests/1");
     let (digest, manifest) = server::converted(&our_tag)?;
     let layer = manifest["layers"][0]["digest"]
@@ -336,6 +364,13 @@ fn start(arguments: &Arguments, place: &Path) -> anyhow::Result<Servers> {
     let (nginx, nginx_address, http2_address) = nginx(place)?;
     let their_blob = format!("http://{nginx_address}/blob");
     same_answers(&our_blob, &their_blob)?;
+    let guarded = Guarded::start(
+        &arguments.starlift,
+        &place.join("guarded"),
+        upstream,
+        name,
+        layer,
+    )?;
     let urls = Urls {
         our_digest: format!("http://{address}/v2/local/{name}/manifests/{digest}"),
         their_tag: format!("http://{registry_address}/v2/converted/manifests/1"),
@@ -349,6 +384,7 @@ fn start(arguments: &Arguments, place: &Path) -> anyhow::Result<Servers> {
     let blob_size = fs::metadata(file)?.len();
     Ok(Servers {
         starlift,
+        guarded,
         nginx,
         registry,
         urls,

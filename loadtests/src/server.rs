@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
@@ -40,6 +40,30 @@ impl Server {
         upstreams: &[String],
         settings: &[(&str, &str)],
     ) -> anyhow::Result<Self> {
+        Self::launch(starlift, place, upstreams, |command| {
+            let settings = settings.iter();
+            command.envs(settings.map(|(key, value)| (format!("STARLIFT_{key}"), value)));
+        })
+    }
+
+    /// The same with a configuration file.
+    pub(crate) fn start_configured(
+        starlift: &Path,
+        place: &Path,
+        upstreams: &[String],
+        file: &Path,
+    ) -> anyhow::Result<Self> {
+        Self::launch(starlift, place, upstreams, |command| {
+            command.arg("--config").arg(file);
+        })
+    }
+
+    fn launch(
+        starlift: &Path,
+        place: &Path,
+        upstreams: &[String],
+        adjust: impl FnOnce(&mut Command),
+    ) -> anyhow::Result<Self> {
         let address = free_address()?;
         let mut command = Command::new(starlift);
         command
@@ -50,11 +74,7 @@ impl Server {
                 .iter()
                 .flat_map(|upstream| ["--upstream", upstream]),
         );
-        command.envs(
-            settings
-                .iter()
-                .map(|(key, value)| (format!("STARLIFT_{key}"), value)),
-        );
+        adjust(&mut command);
         // No log line for each request, because the peers write none either.
         command.env("STARLIFT_LOG_FILTER", "warn");
         let ready = format!("http://{address}/readyz");
@@ -120,15 +140,26 @@ impl Server {
 
 /// Waits until the tag is answered with the converted image; returns its digest and content.
 pub(crate) fn converted(url: &str) -> anyhow::Result<(String, Value)> {
-    let text = within(CONVERSION_LIMIT, CONVERSION_POLL, || look(url).transpose())
+    converted_as(url, "")
+}
+
+/// The same with a header for `Authorization`, unless that is empty.
+pub(crate) fn converted_as(url: &str, authorization: &str) -> anyhow::Result<(String, Value)> {
+    let looking = || look(url, authorization).transpose();
+    let text = within(CONVERSION_LIMIT, CONVERSION_POLL, looking)
         .with_context(|| format!("no converted image: {url}"))??;
     let digest = format!("sha256:{}", hex::encode(Sha256::digest(&text)));
     Ok((digest, serde_json::from_str(&text)?))
 }
 
 /// Returns the manifest if it is that of the converted image.
-fn look(url: &str) -> anyhow::Result<Option<String>> {
-    let text = run(&format!("curl -sf -H Accept:{MANIFEST_TYPE} {url}"))?;
+fn look(url: &str, authorization: &str) -> anyhow::Result<Option<String>> {
+    let output = Command::new("curl")
+        .args(["-sf", "-H", &format!("Accept: {MANIFEST_TYPE}")])
+        .args(["-H", &format!("Authorization: {authorization}"), url])
+        .output()?;
+    ensure!(output.status.success(), "{url}: {:?}", output.status);
+    let text = String::from_utf8(output.stdout)?;
     let is_converted = text.contains("containerd.io/snapshot/stargz/toc.digest");
     Ok(is_converted.then_some(text))
 }

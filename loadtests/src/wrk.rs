@@ -13,6 +13,8 @@ pub(crate) struct Load {
     pub(crate) seconds: u64,
     /// The value of the `Accept` header.
     pub(crate) accept: &'static str,
+    /// The value of the `Authorization` header, if there is one.
+    pub(crate) authorization: Option<String>,
     pub(crate) ranges: Option<Ranges>,
 }
 
@@ -80,6 +82,9 @@ pub(crate) fn run(load: &Load, url: &str, place: &Path) -> anyhow::Result<Seen> 
 
 fn lua(load: &Load) -> String {
     let accept = load.accept;
+    let authorization = load.authorization.as_ref().map_or(String::new(), |value| {
+        format!("wrk.headers['Authorization'] = '{value}'\n")
+    });
     let request = match load.ranges {
         None => String::new(),
         Some(Ranges {
@@ -101,6 +106,7 @@ fn lua(load: &Load) -> String {
     };
     format!(
         "wrk.headers['Accept'] = '{accept}'
+         {authorization}
          {request}
          done = function(summary, latency, requests)
             local errors = summary.errors

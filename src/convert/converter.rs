@@ -1,6 +1,7 @@
 //! The entry point of the module: one flight per manifest, records first, recent failures
 //! remembered.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -70,6 +71,20 @@ pub(super) struct ManifestKey {
     upstream: String,
     repository: String,
     digest: Digest,
+}
+
+/// Something that a caller holds while its conversion runs or waits.
+#[derive(Debug)]
+pub struct Ticket {
+    _held: Box<dyn Any + Send + Sync>,
+}
+
+impl Ticket {
+    pub fn new(held: impl Any + Send + Sync) -> Self {
+        Self {
+            _held: Box::new(held),
+        }
+    }
 }
 
 /// The outcome of an image or an index, and whether it is final.
@@ -233,9 +248,22 @@ impl Converter {
         repository: &Repository,
         manifest: &Manifest,
     ) -> Outcome {
+        self.convert_with(source, repository, manifest, Ticket::new(()))
+            .await
+    }
+
+    /// As [`convert`](Self::convert). The ticket is dropped when the work ends, or at once if the
+    /// work is another caller's already.
+    pub async fn convert_with(
+        &self,
+        source: &Source,
+        repository: &Repository,
+        manifest: &Manifest,
+        ticket: Ticket,
+    ) -> Outcome {
         let outcome = self
             .shared
-            .joined(source, repository, manifest, 0, None)
+            .joined(source, repository, manifest, 0, (None, Some(ticket)))
             .await;
         match outcome.as_ref().err().and_then(|error| error.full()) {
             // Not recorded, because the store may have room later.
@@ -253,7 +281,7 @@ impl Shared {
         repository: &Repository,
         manifest: &Manifest,
         depth: usize,
-        room: Option<Share>,
+        (room, ticket): (Option<Share>, Option<Ticket>),
     ) -> BoxFuture<'static, Outcome> {
         let key = ManifestKey {
             upstream: source.name().to_owned(),
@@ -267,6 +295,7 @@ impl Shared {
                 return answer;
             }
             if let Some(outcome) = this.flight.running(&key) {
+                drop(ticket);
                 return outcome
                     .await
                     .unwrap_or_else(|| Err(Arc::new(Error::BrokenOff)));
@@ -274,14 +303,14 @@ impl Shared {
             // Awaited here, where the caller may cancel it. A task would run without being counted.
             let room = match room {
                 Some(room) => room,
-                None => this.documents.conversion(source.name(), &manifest).await?,
+                None => this.documents.conversion(source.turn(), &manifest).await?,
             };
             let running = Arc::clone(&this);
             let outcome = this.flight.join(key.clone(), || async move {
                 let outcome = running
                     .run(key, &source, &repository, &manifest, depth)
                     .await;
-                drop(room);
+                drop((room, ticket));
                 outcome
             });
             outcome

@@ -16,7 +16,7 @@ use crate::oci::media_type::manifest_kind;
 use crate::oci::{Digest, Manifest, Reference, Repository};
 use crate::rewrite::reason::printable;
 use crate::rewrite::weigh::{self, MAX_WEIGHT};
-use crate::shares::{Share, Shares};
+use crate::shares::{Share, Shares, Turn};
 use crate::transport::Source;
 
 /// Manifests of conversions that run or wait: some thousands of ordinary size, or sixteen of one
@@ -67,12 +67,12 @@ impl Documents {
     /// Takes room for the whole conversion of this manifest.
     pub(super) async fn conversion(
         &self,
-        upstream: &str,
+        turn: Turn<'_>,
         manifest: &Manifest,
     ) -> Result<Share, Error> {
         Ok(self
             .waiting
-            .take(upstream, manifest.size() + CONVERSION_BYTES, PATIENCE)
+            .take(turn, manifest.size() + CONVERSION_BYTES, PATIENCE)
             .await?)
     }
 
@@ -84,7 +84,7 @@ impl Documents {
         digest: &Digest,
     ) -> Result<(Manifest, Share), Error> {
         let most = MAX_MANIFEST_BYTES + CONVERSION_BYTES;
-        let mut share = self.children.take(source.name(), most, PATIENCE).await?;
+        let mut share = self.children.take(source.turn(), most, PATIENCE).await?;
         let reference = Reference::Digest(digest.clone());
         let fetched = timeout(DOCUMENT_WITHIN, source.manifest(repository, &reference)).await;
         let child = fetched.map_err(|_elapsed| Error::Overdue {

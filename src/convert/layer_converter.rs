@@ -24,7 +24,7 @@ use crate::oci::{Descriptor, Digest, Repository};
 use crate::rewrite::claims;
 use crate::shares::{SLOW_FOR, Shares};
 use crate::store::records::Limit;
-use crate::store::{Generation, LayerOutcome, LayerRecord, Store, layer_lease};
+use crate::store::{Generation, Holder, LayerOutcome, LayerRecord, Store, layer_lease};
 use crate::telemetry::{log, metrics};
 use crate::transport::Source;
 
@@ -252,7 +252,7 @@ impl LayerConverter {
             }
             // The slot comes first: a lease held while waiting for a slot would keep idle replicas
             // from converting.
-            let slot = self.slots.take(source.name(), 1, SLOT_WITHIN).await?;
+            let slot = self.slots.take(source.turn(), 1, SLOT_WITHIN).await?;
             let lease = self
                 .store
                 .lease_while(
@@ -334,6 +334,14 @@ impl LayerConverter {
         let outcome = job.run(&is_contended).await?;
         if matches!(outcome, LayerOutcome::Converted(_)) {
             self.link(source, repository, digest).await?;
+        }
+        if let LayerOutcome::Converted(layer) = &outcome {
+            for account in &source.requester().accounts {
+                let account = Holder::account(account);
+                self.store
+                    .keep_for(&account, &layer.digest, layer.size)
+                    .await?;
+            }
         }
         let record = LayerRecord {
             source: digest.clone(),

@@ -49,9 +49,9 @@ impl Shared {
         let _slot = self
             .layers
             .image_slots
-            .take(source.name(), 1, SLOT_WITHIN)
+            .take(source.turn(), 1, SLOT_WITHIN)
             .await?;
-        let planned = self.planned(source.name(), manifest).await?;
+        let planned = self.planned(source.turn(), manifest).await?;
         let plan = match planned.plan {
             Plan::Image(plan) => self.with_claims_checked(source, repository, plan).await?,
             Plan::PassThrough(reason) => return self.pass_through(manifest, reason).await,

@@ -28,7 +28,7 @@ mod statements;
 mod status;
 
 pub use config::{Config, Format, Layout, Setting, generation};
-pub use converter::Converter;
+pub use converter::{Converter, Ticket};
 pub use error::Error;
 pub use priority::{Priorities, Prioritized, Priority, write_prioritized};
 pub use public_reason::Reason;

@@ -14,6 +14,7 @@ use crate::registry;
 use crate::rewrite::index::{self, Child};
 use crate::rewrite::plan::{ChildPlan, IndexPlan, Plan};
 use crate::rewrite::reason::printable;
+use crate::shares::Turn;
 use crate::store::ImageRecord;
 use crate::telemetry::log;
 use crate::transport::Source;
@@ -43,7 +44,7 @@ impl Shared {
         });
         let made: Vec<_> = made.buffer_unordered(CHILDREN_AT_ONCE).collect().await;
         // Parsed once more: the tree is not held while the children are converted.
-        let planned = self.planned(source.name(), manifest).await?;
+        let planned = self.planned(source.turn(), manifest).await?;
         let plan = match planned.plan {
             Plan::Index(plan) => plan,
             Plan::PassThrough(reason) => {
@@ -109,7 +110,7 @@ impl Shared {
         depth: usize,
     ) -> Outcome {
         let (child, room) = self.documents.child(source, repository, digest).await?;
-        self.joined(source, repository, &child, depth, Some(room))
+        self.joined(source, repository, &child, depth, (Some(room), None))
             .await
     }
 
@@ -235,7 +236,7 @@ impl Shared {
             digest: record.source.clone(),
             bytes,
         };
-        let planned = self.planned(REFRESHED, &manifest).await?;
+        let planned = self.planned(Turn::of(REFRESHED), &manifest).await?;
         let Plan::Index(plan) = planned.plan else {
             return Ok(record.clone());
         };

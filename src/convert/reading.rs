@@ -13,7 +13,7 @@ use crate::oci::manifest::MAX_CONFIG_BYTES;
 use crate::oci::{Descriptor, Manifest, Repository};
 use crate::registry;
 use crate::rewrite::plan::{self, Plan};
-use crate::shares::Share;
+use crate::shares::{Share, Turn};
 use crate::transport::Source;
 
 /// A plan, and the memory that it occupies.
@@ -49,18 +49,14 @@ impl Shared {
     /// Returns the plan for a manifest. Its memory is held for as long as the conversion runs.
     pub(super) async fn planned(
         self: &Arc<Self>,
-        upstream: &str,
+        turn: Turn<'_>,
         manifest: &Manifest,
     ) -> Result<Planned, Error> {
         let (weight, refused) = match weigh_manifest(manifest).await? {
             Ok(weight) => (weight, None),
             Err(reason) => (0, Some(reason)),
         };
-        let share = self
-            .documents
-            .plans
-            .take(upstream, weight, PATIENCE)
-            .await?;
+        let share = self.documents.plans.take(turn, weight, PATIENCE).await?;
         if let Some(reason) = refused {
             return Ok(Planned {
                 plan: Plan::PassThrough(reason),
@@ -114,7 +110,7 @@ impl Shared {
         let share = self
             .documents
             .configs
-            .take(source.name(), body.blob_size, PATIENCE)
+            .take(source.turn(), body.blob_size, PATIENCE)
             .await?;
         let mut bytes = BytesMut::new();
         while let Some(piece) = pacer.wait(body.stream.next()).await? {

@@ -225,7 +225,7 @@ impl LayerConverter {
         repository: &Repository,
         layer: &Descriptor,
     ) -> Result<(), Error> {
-        let _slot = self.slots.take(source.name(), 1, SLOT_WITHIN).await?;
+        let _slot = self.slots.take(source.turn(), 1, SLOT_WITHIN).await?;
         let is_contended = || self.slots.is_wanted_by_another(source.name());
         let mut pacer = Pacer::new(self.pace, &is_contended);
         let mut body = pacer

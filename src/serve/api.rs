@@ -17,6 +17,7 @@ use crate::registry;
 use crate::telemetry::log;
 
 use super::access::{Action, Admission, Proof, Reader};
+use super::account::Account;
 use super::app::App;
 use super::caller::Caller;
 use super::error::{ApiError, refused};
@@ -74,6 +75,7 @@ pub(crate) async fn status(
         "draining": app.is_draining(),
         "conversions": app.converter.status(),
         "profiles": app.profiles.status(),
+        "budgets": app.budgets.status(),
     });
     response::json(StatusCode::OK, &status)
 }
@@ -160,12 +162,18 @@ async fn start_wanted(app: &Arc<App>, face: Face, request: Request) -> Result<Re
         },
         _ => admit_to_warm(app, &caller, &target.location).await?,
     };
+    let account = Account::current();
+    account.asks_for(Action::Warm, &target.location);
+    account.asks_for_reference(&target.reference);
+    let ticket = account.conversion().take(app).await?;
+    let ticket = ticket.map_err(|over| ApiError::over_budget(&over, false))?;
     let (job, is_new) = app
         .jobs
         .start(&reference, &target.location)
         .ok_or_else(ApiError::busy)?;
     if is_new {
-        tokio::spawn(run(Arc::clone(app), job.id.clone(), target, admission));
+        let (app, id) = (Arc::clone(app), job.id.clone());
+        tokio::spawn(run(app, id, target, admission, ticket));
     }
     let mut response = response::json(StatusCode::ACCEPTED, &json!({ "conversion": job }));
     response::set(
@@ -179,7 +187,9 @@ async fn start_wanted(app: &Arc<App>, face: Face, request: Request) -> Result<Re
 /// Admits an operator. The listener of the API is for operators as long as only this machine
 /// reaches it.
 pub(crate) async fn admit_operator(app: &App, face: Face, caller: &Caller) -> Result<(), ApiError> {
+    let account = Account::current();
     if face == Face::Api && app.config.api_listen.ip().to_canonical().is_loopback() {
+        account.is_local();
         return Ok(());
     }
     let sender = Sender::of(caller);
@@ -187,7 +197,10 @@ pub(crate) async fn admit_operator(app: &App, face: Face, caller: &Caller) -> Re
         .access
         .identify(sender.headers, sender.certificate)
         .await;
-    let admitted = identity.and_then(|identity| app.access.admit_to_all(&identity, Action::Admin));
+    let admitted = identity.and_then(|identity| {
+        account.identified(&identity);
+        app.access.admit_to_all(&identity, Action::Admin)
+    });
     admitted.map_err(|refusal| sender.refused(app, &refusal))
 }
 
@@ -214,8 +227,14 @@ pub(crate) fn is_json(headers: &HeaderMap) -> bool {
     })
 }
 
-async fn run(app: Arc<App>, id: String, target: Target, admission: Admission) {
-    let outcome = convert(&app, &id, &target, &admission).await;
+async fn run(
+    app: Arc<App>,
+    id: String,
+    target: Target,
+    admission: Admission,
+    ticket: convert::Ticket,
+) {
+    let outcome = convert(&app, &id, &target, &admission, ticket).await;
     if let Err(error) = &outcome {
         let error = log::chain(error.as_ref());
         tracing::warn!(
@@ -234,6 +253,7 @@ async fn convert(
     id: &str,
     target: &Target,
     admission: &Admission,
+    ticket: convert::Ticket,
 ) -> Result<Digest, Arc<convert::Error>> {
     let Admission { source, .. } = admission;
     let repository = &target.location.repository;
@@ -250,7 +270,7 @@ async fn convert(
         .map_err(failed)?;
     let record = app
         .converter
-        .convert(source, repository, &source_manifest)
+        .convert_with(source, repository, &source_manifest, ticket)
         .await?;
     Ok(record.converted)
 }

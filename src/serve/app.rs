@@ -18,6 +18,8 @@ use crate::store::Store;
 use crate::transport::{Source, Upstreams};
 
 use super::access::{Access, AccessError};
+use super::audit::Audit;
+use super::budgets::Budgets;
 use super::config::Config;
 use super::documents::Documents;
 use super::guard::Names;
@@ -66,6 +68,9 @@ pub(crate) struct App {
     pub(crate) places: Arc<Places>,
     /// One place for each concurrent request to Starlift's own API.
     pub(crate) api_places: Arc<Places>,
+    pub(crate) budgets: Budgets,
+    /// Set if decisions are logged.
+    pub(crate) audit: Option<Audit>,
     /// Memory for the documents of answers.
     pub(crate) documents: Documents,
     /// Memory for the bodies of requests.
@@ -87,6 +92,7 @@ impl App {
         upstreams: Upstreams,
         converter: Converter,
         profiles: Profiles,
+        audit: Option<Audit>,
     ) -> Result<Self, AccessError> {
         let forgotten = Forgotten::new(FORGOTTEN, FORGOTTEN_TIME);
         let learns = config.profiles.enabled && config.profiles.learn_from_ranges;
@@ -101,6 +107,8 @@ impl App {
             senders: Semaphore::new(config.profiles.max_senders.min(Semaphore::MAX_PERMITS)),
             places: Places::new(config.max_requests, config.client_share),
             api_places: Places::new(API_PLACES, config.client_share.max(API_SHARE)),
+            budgets: Budgets::new(&config.budgets),
+            audit,
             documents: Documents::new(),
             bodies: Budget::new("bodies of requests", BODIES),
             names: Names::new(&config),

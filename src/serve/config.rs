@@ -12,6 +12,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::access::{AccessConfig, AccessRule};
+use super::budgets::BudgetsConfig;
 
 /// The latest answer to a manifest request: containerd 2.3 gives up after 30 s without response
 /// headers.
@@ -106,12 +107,17 @@ pub struct Config {
     /// the address they connect from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_header: Option<String>,
+    /// The file to which a line of JSON is appended for each decision about a client: who pulled,
+    /// warmed or was refused which image. `-` is standard output. It is opened again on SIGHUP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit: Option<PathBuf>,
     /// Addresses and networks (`10.0.0.0/8`) of the proxies in front of this server whose
     /// `client_header` counts.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "networks")]
     pub trusted_proxies: Vec<IpNet>,
     pub profiles: ProfilesConfig,
     pub access: AccessConfig,
+    pub budgets: BudgetsConfig,
 }
 
 /// Profiles of images: learned from containers and clients, and served to nodes.
@@ -196,9 +202,11 @@ impl Default for Config {
             shutdown_grace: Duration::from_secs(30),
             max_jobs: 1024,
             client_header: None,
+            audit: None,
             trusted_proxies: Vec::new(),
             profiles: ProfilesConfig::default(),
             access: AccessConfig::default(),
+            budgets: BudgetsConfig::default(),
         }
     }
 }

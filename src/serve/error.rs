@@ -21,6 +21,7 @@ use crate::store;
 use crate::telemetry::{log, metrics};
 
 use super::access::Refusal;
+use super::budgets::{NotNow, OverBudget};
 use super::response;
 
 /// The kind of the requested object, which decides the code of a miss.
@@ -51,6 +52,18 @@ pub(crate) struct ApiError {
     content_range: Option<String>,
     /// The value of `WWW-Authenticate`.
     challenge: Option<String>,
+    /// Why a client was refused, for the audit log.
+    reason: Option<Reason>,
+}
+
+/// Why a client was refused something, in the audit log. Answers carry it as an extension.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Reason(pub(crate) String);
+
+impl From<&str> for Reason {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
 }
 
 impl ApiError {
@@ -62,6 +75,7 @@ impl ApiError {
             retry_after: None,
             content_range: None,
             challenge: None,
+            reason: None,
         }
     }
 
@@ -103,7 +117,50 @@ impl ApiError {
         );
         Self {
             retry_after: Some(Duration::from_secs(1)),
+            reason: Some("busy".into()),
             ..busy
+        }
+    }
+
+    /// A client has used up a budget. A mirror's client gets 503 for the reason that
+    /// [`ApiError::upstream`] has.
+    pub(crate) fn over_budget(over: &OverBudget, is_mirror: bool) -> Self {
+        let OverBudget {
+            of,
+            budget,
+            retry_after,
+        } = over;
+        let message = format!("the budget of this {of} for {budget} is used up");
+        let refused = Self::new(too_many(is_mirror), ErrorCode::TooManyRequests, message);
+        // In whole seconds, so that asking again at that time is not too early.
+        let seconds = retry_after.as_nanos().div_ceil(1_000_000_000);
+        let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
+        Self {
+            retry_after: Some(Duration::from_secs(seconds)),
+            reason: Some(Reason(format!("budget-{of}-{budget}"))),
+            ..refused
+        }
+    }
+
+    /// A request whose sender may do what it asks for, only not now.
+    pub(crate) fn not_now(refused: &NotNow, is_mirror: bool) -> Self {
+        match refused {
+            NotNow::NoPlace(none) => {
+                metrics()
+                    .requests_refused
+                    .get_or_create(&[("reason", none.label())])
+                    .inc();
+                Self::busy()
+            }
+            NotNow::OverBudget(over) => Self::over_budget(over, is_mirror),
+        }
+    }
+
+    /// The same with the reason of a refusal, for the audit log.
+    pub(crate) fn because(self, reason: &str) -> Self {
+        Self {
+            reason: Some(reason.into()),
+            ..self
         }
     }
 
@@ -136,9 +193,13 @@ impl ApiError {
             ..Self::new(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, message)
         };
         match refusal {
-            Refusal::Unidentified => unauthorized("credentials are needed for this"),
-            Refusal::BadCredentials => unauthorized("the credentials are wrong or expired"),
-            Refusal::Denied => Self::denied("access denied"),
+            Refusal::Unidentified => {
+                unauthorized("credentials are needed for this").because("no-credentials")
+            }
+            Refusal::BadCredentials => {
+                unauthorized("the credentials are wrong or expired").because("bad-credentials")
+            }
+            Refusal::Denied => Self::denied("access denied").because("rule"),
             Refusal::Unavailable => {
                 let message = "access cannot be checked now";
                 let unavailable = Self::new(
@@ -148,7 +209,7 @@ impl ApiError {
                 );
                 Self {
                     retry_after: Some(Duration::from_secs(1)),
-                    ..unavailable
+                    ..unavailable.because("upstream-silent")
                 }
             }
         }
@@ -207,25 +268,22 @@ impl ApiError {
                 StatusCode::NOT_FOUND,
                 ErrorCode::NameUnknown,
                 "no such upstream is configured or allowed",
-            ),
+            )
+            .because("upstream-not-allowed"),
             Error::Unauthorized => {
                 Self::denied("the upstream wants credentials that this server does not have")
+                    .because("upstream")
             }
-            Error::Denied => Self::denied("the upstream denies access"),
+            Error::Denied => Self::denied("the upstream denies access").because("upstream"),
             // Only the log names the address: an operator has to allow it by name.
             refused @ Error::Refused(_) => {
                 warn(refused);
-                Self::denied("this server may not dial that address")
+                Self::denied("this server may not dial that address").because("address")
             }
             Error::RangeNotSatisfiable { size: Some(size) } => Self::unsatisfiable(*size),
             Error::TooManyRequests { retry_after } => {
-                let status = if is_mirror {
-                    StatusCode::SERVICE_UNAVAILABLE
-                } else {
-                    StatusCode::TOO_MANY_REQUESTS
-                };
                 let failure = Self::new(
-                    status,
+                    too_many(is_mirror),
                     ErrorCode::TooManyRequests,
                     "the upstream asks for fewer requests",
                 );
@@ -244,7 +302,7 @@ impl ApiError {
 
     /// The digest is of an image that this name was not shown to hold.
     pub(crate) fn other_name() -> Self {
-        Self::denied("this repository was not shown to hold that digest")
+        Self::denied("this repository was not shown to hold that digest").because("other-name")
     }
 
     fn denied(message: &str) -> Self {
@@ -271,6 +329,15 @@ impl From<store::Error> for ApiError {
     }
 }
 
+/// The status for too many requests. See [`ApiError::upstream`].
+fn too_many(is_mirror: bool) -> StatusCode {
+    if is_mirror {
+        StatusCode::SERVICE_UNAVAILABLE
+    } else {
+        StatusCode::TOO_MANY_REQUESTS
+    }
+}
+
 /// Logs an error and its causes. The span of the request carries its id.
 fn warn(error: &(dyn StdError + 'static)) {
     tracing::warn!(error = %Chain(error), "the request failed");
@@ -289,6 +356,9 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let body = ErrorBody::new(self.code, self.message, Value::Null);
         let mut response = response::json(self.status, &body);
+        if let Some(reason) = self.reason {
+            response.extensions_mut().insert(reason);
+        }
         let headers = response.headers_mut();
         if let Some(after) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
@@ -352,6 +422,22 @@ mod tests {
         };
         let response = ApiError::upstream(&error, Subject::Manifest, true).into_response();
         assert_eq!(response.headers()[RETRY_AFTER], "7");
+    }
+
+    #[test]
+    fn a_used_up_budget_names_the_time_in_whole_seconds_and_never_too_early() {
+        for (millis, seconds) in [(1, "1"), (1000, "1"), (1001, "2"), (59_500, "60")] {
+            let over = OverBudget {
+                of: "identity",
+                budget: "requests",
+                retry_after: Duration::from_millis(millis),
+            };
+            for (is_mirror, status) in [(false, 429), (true, 503)] {
+                let response = ApiError::over_budget(&over, is_mirror).into_response();
+                assert_eq!(response.status(), status);
+                assert_eq!(response.headers()[RETRY_AFTER], seconds);
+            }
+        }
     }
 
     #[test]

@@ -61,7 +61,7 @@ impl Refusal {
                 "pages of other sites may not ask this server",
             ),
         };
-        ApiError::new(status, ErrorCode::Denied, message)
+        ApiError::new(status, ErrorCode::Denied, message).because(self.label())
     }
 }
 

@@ -268,10 +268,17 @@ fn source_child(app: &Arc<App>, ask: &RegistryRequest, manifest: Manifest) -> (D
     {
         let (app, source) = (Arc::clone(app), ask.admission.source.clone());
         let (repository, child) = (ask.location.repository.clone(), manifest.clone());
+        let ticket = ask.account.conversion();
         tokio::spawn(async move {
+            let Ok(Ok(ticket)) = ticket.take(&app).await else {
+                return;
+            };
             // The converter logs a failure, which does not affect the client that pulls the source
             // image.
-            let _recorded = app.converter.convert(&source, &repository, &child).await;
+            let converted = app
+                .converter
+                .convert_with(&source, &repository, &child, ticket);
+            let _recorded = converted.await;
         });
     }
     (manifest.into(), Kind::PassThrough)
@@ -403,10 +410,21 @@ async fn wait_for(
     ready_by: Instant,
 ) -> Result<ImageRecord, &'static str> {
     let since = Instant::now();
-    let conversion = app.converter.convert(
+    let ticket = match ask.account.conversion().take(app).await {
+        Ok(Ok(ticket)) => ticket,
+        Ok(Err(_counted)) => {
+            return Err("a budget for conversions is used up; this is the source image");
+        }
+        Err(error) => {
+            tracing::warn!(error = %Chain(&error), "bytes in the store not counted");
+            return Err("the converted image is out of reach");
+        }
+    };
+    let conversion = app.converter.convert_with(
         &ask.admission.source,
         &ask.location.repository,
         source_manifest,
+        ticket,
     );
     let (outcome, answer) = match timeout_at(ready_by, conversion).await {
         Ok(Ok(record)) => ("ready", Ok(record)),

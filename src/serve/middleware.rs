@@ -19,11 +19,13 @@ use tracing::{Instrument as _, Span};
 
 use crate::telemetry::metrics;
 
+use super::account::{Account, Answered};
 use super::app::App;
 use super::connections::{Busy, Connection};
-use super::error::{ApiError, Chain};
+use super::error::{ApiError, Chain, Reason};
 use super::flush::Flushes;
-use super::places::Place;
+use super::registry_request::is_from_mirror;
+use super::response::DOCKER_CONTENT_DIGEST;
 use super::streams::Clock;
 use super::{client_address, guard, policy};
 
@@ -40,51 +42,53 @@ const MAX_REQUEST_ID: usize = 64;
 pub(crate) async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
     let span = tracing::info_span!("request", id);
-    let line = Line::of(&request, &span);
+    let address = client_address::address(&app.config, request.headers(), request.extensions());
+    let account = Account::open(&id, address, endpoint(request.uri().path()));
+    let line = Line::of(&app, &request, &span, &account);
+    let refused = |failure: ApiError, line| {
+        let holds = Holds::default();
+        finished(failure.into_response(), line, &id, holds)
+    };
     if let Err(refusal) = guard::check(&app.names, &request) {
         count_refused(refusal.label());
-        return finished(
-            refusal.failure().into_response(),
-            line,
-            &id,
-            Holds::default(),
-        );
+        return refused(refusal.failure(), line);
     }
     let connection = request.extensions().get::<Arc<Connection>>();
     let busy = connection.map(Busy::new);
     let flushes = connection
         .filter(|_| request.version() <= Version::HTTP_11)
         .map(|connection| Arc::clone(&connection.flushes));
-    let address = client_address::address(&app.config, request.headers(), request.extensions());
     // Health and metrics must answer even under overload.
     let places = match line.endpoint {
         "manifest" | "blob" | "referrers" | "tags" | "token" => Some(&app.places),
         "api" | "page" => Some(&app.api_places),
         _ => None,
     };
-    let place = match places.map(|places| places.take(address)).transpose() {
-        Ok(place) => place,
+    match places.map(|places| places.take(address)).transpose() {
+        Ok(place) => account.hold_place(place),
         Err(none) => {
             count_refused(none.label());
-            return finished(
-                ApiError::busy().into_response(),
-                line,
-                &id,
-                Holds::default(),
-            );
+            return refused(ApiError::busy(), line);
         }
+    }
+    let is_mirror = is_from_mirror(request.headers(), request.uri());
+    if line.is_budgeted()
+        && let Err(over) = account.enter_by_address(&app.budgets)
+    {
+        return refused(ApiError::over_budget(&over, is_mirror), line);
+    }
+    let served = Arc::clone(&account).during(next.run(request));
+    let mut response = served.instrument(span).await;
+    if let Some(bytes) = line.body_of(&response)
+        && let Err(over) = account.send(bytes)
+    {
+        response = ApiError::over_budget(&over, is_mirror).into_response();
+    }
+    let holds = Holds {
+        flushes,
+        _busy: busy,
     };
-    let response = next.run(request).instrument(span).await;
-    finished(
-        response,
-        line,
-        &id,
-        Holds {
-            flushes,
-            _place: place,
-            _busy: busy,
-        },
-    )
+    finished(response, line, &id, holds)
 }
 
 fn count_refused(reason: &'static str) {
@@ -94,12 +98,12 @@ fn count_refused(reason: &'static str) {
         .inc();
 }
 
-/// The resources that a request holds until its answer is sent or dropped.
+/// The resources that a request holds until its answer is sent or dropped, beside those of its
+/// account.
 #[derive(Default)]
 struct Holds {
     /// Over HTTP/1: the flushes of the connection, which show that the answer is sent.
     flushes: Option<Arc<Flushes>>,
-    _place: Option<Place>,
     _busy: Option<Busy>,
 }
 
@@ -114,7 +118,7 @@ fn finished(mut response: Response, mut line: Line, id: &str, holds: Holds) -> R
     if line.is_api() {
         headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
     }
-    line.answered(&response);
+    line.answered(&mut response);
     let clock = Clock::current();
     response.map(|inner| {
         Body::new(Watched {
@@ -167,8 +171,14 @@ fn endpoint(path: &str) -> &'static str {
     }
 }
 
-/// The access line, filled in during the answer and written when its body is sent or dropped.
+/// The access line, filled in during the answer and written when its body is sent or dropped. Then
+/// the account is closed.
 struct Line {
+    app: Option<Arc<App>>,
+    account: Arc<Account>,
+    /// The digest and the reason of a refusal in the answer, for the audit log.
+    digest: Option<HeaderValue>,
+    reason: Option<Reason>,
     span: Span,
     method: Method,
     path: String,
@@ -182,13 +192,24 @@ struct Line {
 }
 
 impl Line {
-    fn of(request: &Request, span: &Span) -> Self {
+    fn of(app: &Arc<App>, request: &Request, span: &Span, account: &Arc<Account>) -> Self {
+        let mut line = Self::without_app(request, span);
+        line.app = Some(Arc::clone(app));
+        line.account = Arc::clone(account);
+        line
+    }
+
+    fn without_app(request: &Request, span: &Span) -> Self {
         metrics().requests_running.inc();
         let client = request
             .extensions()
             .get::<ConnectInfo<SocketAddr>>()
             .map(|info| info.0);
         Self {
+            app: None,
+            account: Arc::default(),
+            digest: None,
+            reason: None,
             span: span.clone(),
             method: request.method().clone(),
             path: request
@@ -209,21 +230,55 @@ impl Line {
         self.path.starts_with("/v2")
     }
 
-    fn answered(&mut self, response: &Response) {
+    /// Whether the budgets count the request: it is for images, tokens, profiles
+    /// or conversions.
+    fn is_budgeted(&self) -> bool {
+        match self.endpoint {
+            "manifest" | "blob" | "referrers" | "tags" | "token" => true,
+            "api" => self.path.starts_with("/api/v1/profiles/") || self.method == Method::POST,
+            _ => false,
+        }
+    }
+
+    fn answered(&mut self, response: &mut Response) {
         self.status = response.status();
-        let has_body = self.method != Method::HEAD && self.status != StatusCode::NOT_MODIFIED;
+        self.expected = self.body_of(response);
+        self.digest = response.headers().get(DOCKER_CONTENT_DIGEST).cloned();
+        self.reason = response.extensions_mut().remove();
+    }
+
+    /// The length of the answer's body, if it has one and the length is known.
+    fn body_of(&self, response: &Response) -> Option<u64> {
+        let has_body = self.method != Method::HEAD && response.status() != StatusCode::NOT_MODIFIED;
         let length = response
             .headers()
             .get(CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok());
-        self.expected = length
+        length
             .and_then(|length| length.parse().ok())
-            .filter(|_| has_body);
+            .filter(|_| has_body)
+    }
+
+    /// Closes the account of the request.
+    fn close(&self) {
+        let Some(app) = &self.app else { return };
+        let digest = self.digest.as_ref();
+        self.account.close(
+            app,
+            &Answered {
+                method: self.method.as_str(),
+                digest: digest.and_then(|digest| digest.to_str().ok()),
+                refused: self.reason.as_ref().map(|reason| reason.0.as_str()),
+                status: self.status.as_u16(),
+                bytes: self.sent,
+            },
+        );
     }
 }
 
 impl Drop for Line {
     fn drop(&mut self) {
+        self.close();
         let seconds = self.since.elapsed().as_secs_f64();
         let class = match self.status.as_u16() {
             499 => "gone",
@@ -409,7 +464,7 @@ mod tests {
     async fn pieces_of(length: usize, holds: Holds) -> Vec<usize> {
         use http_body_util::BodyExt as _;
         let request = Request::builder().uri("/v2/").body(Body::empty()).unwrap();
-        let line = Line::of(&request, &Span::none());
+        let line = Line::without_app(&request, &Span::none());
         let mut response = Body::from(vec![7; length]).into_response();
         response
             .headers_mut()

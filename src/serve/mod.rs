@@ -4,6 +4,7 @@
 //! ```text
 //! connection ▶ listener (room, TLS, stalls) ▶ stream (clock) ▶ request
 //! request ▶ middleware (id, span, names, places, access line, panic) ▶ router
+//!           └▶ account (budgets, audit line), open until the answer is sent
 //! router ▶ access (who, by which rule, with whose credentials)
 //! router ▶ manifests │ blobs │ referrers │ tags │ api │ profiles │ page
 //!          │           └▶ store or upstream, in parts
@@ -14,9 +15,12 @@
 
 mod accept;
 mod access;
+mod account;
 mod api;
 mod app;
+mod audit;
 mod blobs;
+mod budgets;
 mod caller;
 mod client_address;
 mod config;
@@ -59,6 +63,7 @@ pub use access::{
     AccessConfig, AccessError, AccessRule, Action, ImagePattern, IssuerConfig, IssuerError,
     ParseRuleError, UsersError, Who,
 };
+pub use budgets::{BudgetConfig, BudgetsConfig};
 pub use config::{ANSWER_LIMIT, Config, ConfigError, OnMiss, ProfilesConfig, TlsConfig};
 pub use server::{Server, StartError};
 pub use tls::TlsError;

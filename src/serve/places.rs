@@ -1,6 +1,12 @@
 //! Places: how many requests are answered at the same time, and how many of one client.
+//!
+//! A request counts for its address until its sender is known by name, then for the name: several
+//! teams may share an address, and one team may have many. An address has a fixed share. A name may
+//! hold three times as many places as are free, so that a single busy one gets most of them, several
+//! share equally, and the next one always finds some.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -24,6 +30,18 @@ impl From<IpAddr> for Client {
     }
 }
 
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            IpAddr::V4(address) => write!(f, "{address}"),
+            IpAddr::V6(network) => write!(f, "{network}/64"),
+        }
+    }
+}
+
+/// How many times the free places one name may hold.
+const TIMES_FREE: usize = 3;
+
 /// `percent` of `all`, but at least one.
 pub(crate) fn share(all: usize, percent: u8) -> usize {
     (all.saturating_mul(usize::from(percent)) / 100).max(1)
@@ -34,14 +52,21 @@ pub(crate) fn share(all: usize, percent: u8) -> usize {
 pub(crate) struct Places {
     free: Arc<Semaphore>,
     share: usize,
-    taken: Mutex<HashMap<Client, usize>>,
+    taken: Mutex<HashMap<Holder, usize>>,
+}
+
+/// The one that a place counts for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Holder {
+    Address(Client),
+    Name(Arc<str>),
 }
 
 /// A place, freed when dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     places: Arc<Places>,
-    client: Option<Client>,
+    holder: Option<Holder>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -51,6 +76,8 @@ pub(crate) enum NoPlace {
     AllTaken,
     /// The client has used its share.
     ClientHasShare,
+    /// The name holds most places already, and few are free.
+    NameHasShare,
 }
 
 impl NoPlace {
@@ -59,6 +86,7 @@ impl NoPlace {
         match self {
             Self::AllTaken => "all",
             Self::ClientHasShare => "client",
+            Self::NameHasShare => "identity",
         }
     }
 }
@@ -79,10 +107,10 @@ impl Places {
         let permit = Arc::clone(&self.free)
             .try_acquire_owned()
             .map_err(|_all_taken| NoPlace::AllTaken)?;
-        let client = address.map(Client::from);
-        if let Some(client) = client {
+        let holder = address.map(|address| Holder::Address(address.into()));
+        if let Some(holder) = &holder {
             let mut taken = self.taken.lock();
-            let count = taken.entry(client).or_default();
+            let count = taken.entry(holder.clone()).or_default();
             if *count >= self.share {
                 return Err(NoPlace::ClientHasShare);
             }
@@ -90,21 +118,49 @@ impl Places {
         }
         Ok(Place {
             places: Arc::clone(self),
-            client,
+            holder,
             _permit: permit,
         })
+    }
+
+    fn give_back(&self, holder: &Holder) {
+        let mut taken = self.taken.lock();
+        if let Some(count) = taken.get_mut(holder) {
+            *count -= 1;
+            if *count == 0 {
+                taken.remove(holder);
+            }
+        }
+    }
+}
+
+impl Place {
+    /// Makes the place count for a name, and no more for the address.
+    ///
+    /// # Errors
+    /// If the name holds too many already.
+    pub(crate) fn belongs_to(&mut self, name: &Arc<str>) -> Result<(), NoPlace> {
+        let holder = Holder::Name(Arc::clone(name));
+        let mut taken = self.places.taken.lock();
+        let held = taken.get(&holder).copied().unwrap_or_default();
+        // This place is as good as free.
+        let free = self.places.free.available_permits() + 1;
+        if held >= free.saturating_mul(TIMES_FREE) {
+            return Err(NoPlace::NameHasShare);
+        }
+        taken.insert(holder.clone(), held + 1);
+        drop(taken);
+        if let Some(before) = self.holder.replace(holder) {
+            self.places.give_back(&before);
+        }
+        Ok(())
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let Some(client) = self.client else { return };
-        let mut taken = self.places.taken.lock();
-        if let Some(count) = taken.get_mut(&client) {
-            *count -= 1;
-            if *count == 0 {
-                taken.remove(&client);
-            }
+        if let Some(holder) = self.holder.take() {
+            self.places.give_back(&holder);
         }
     }
 }
@@ -151,6 +207,47 @@ mod tests {
             NoPlace::ClientHasShare
         );
         places.take(address("2001:db8:0:1::1")).unwrap();
+    }
+
+    #[test]
+    fn names_at_one_address_share_its_places_and_a_busy_one_leaves_some_to_the_next() {
+        let places = Places::new(32, 100);
+        let take = |name: &str| {
+            let mut place = places.take(address("10.0.0.1"))?;
+            place.belongs_to(&Arc::from(name)).map(|()| place)
+        };
+        let mut busy = Vec::new();
+        while let Ok(place) = take("busy") {
+            busy.push(place);
+        }
+        assert_eq!(busy.len(), 24);
+        let mut second = vec![take("second").unwrap()];
+        busy.truncate(14);
+        while let Ok(place) = take("second") {
+            second.push(place);
+        }
+        assert_eq!(second.len(), busy.len());
+        assert_eq!(take("busy").unwrap_err(), NoPlace::NameHasShare);
+        let _third = take("third").unwrap();
+        drop((busy, second));
+        assert_eq!(places.taken.lock().len(), 1);
+    }
+
+    #[test]
+    fn named_requests_take_nothing_of_the_share_of_their_address() {
+        let places = Places::new(8, 25);
+        let mut named = Vec::new();
+        for name in ["a", "b", "c"] {
+            let mut place = places.take(address("10.0.0.1")).unwrap();
+            place.belongs_to(&Arc::from(name)).unwrap();
+            named.push(place);
+        }
+        let unnamed = [(); 2].map(|()| places.take(address("10.0.0.1")).unwrap());
+        assert!(places.take(address("10.0.0.1")).is_err());
+        drop((named, unnamed));
+        let only = Places::new(1, 25);
+        let mut place = only.take(None).unwrap();
+        place.belongs_to(&Arc::from("a")).unwrap();
     }
 
     #[test]

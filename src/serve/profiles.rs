@@ -21,6 +21,7 @@ use crate::store::Holder;
 use crate::telemetry::metrics;
 
 use super::access::{Action, Proof};
+use super::account::Account;
 use super::api::is_json;
 use super::app::App;
 use super::caller::Caller;
@@ -130,7 +131,10 @@ async fn read(
                 .access
                 .identify(sender.headers, sender.certificate)
                 .await;
+            let account = Account::current();
+            account.asks_for_profiles();
             let admitted = identity.and_then(|known| {
+                account.identified(&known);
                 let mut each = actions.iter();
                 each.try_for_each(|action| app.access.admit_to_all(&known, *action))
             });

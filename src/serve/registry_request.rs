@@ -1,6 +1,7 @@
 //! A registry request, parsed once: the location of the repository and the client's headers.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use axum::extract::Request;
 use http::header::AUTHORIZATION;
@@ -13,6 +14,7 @@ use crate::oci::{Reference, Repository};
 use crate::store::{self, Holder};
 
 use super::access::{Action, Admission, ClientCertificate, Proof, Refusal};
+use super::account::Account;
 use super::app::App;
 use super::caller::Caller;
 use super::error::{ApiError, Subject};
@@ -30,6 +32,7 @@ pub(crate) struct RegistryRequest {
     pub(crate) holder: Holder,
     /// The upstream, with the credentials that count for this request.
     pub(crate) admission: Admission,
+    pub(crate) account: Arc<Account>,
     /// The `ns` of the query, which links must keep.
     pub(crate) namespace: Option<String>,
     /// Whether the client treats this server as a mirror and has other hosts to try.
@@ -89,6 +92,8 @@ impl RegistryRequest {
             name: Some(&name),
             is_mirror,
         };
+        let account = Account::current();
+        account.asks_for_object(&operation);
         let proof = proof(app, &holder, &operation);
         let admission = admit(app, &sender, Action::Pull, &location, proof).await?;
         Ok(Self {
@@ -97,6 +102,7 @@ impl RegistryRequest {
             location,
             holder,
             admission,
+            account,
             namespace,
             is_mirror,
             is_head,
@@ -163,15 +169,32 @@ pub(crate) async fn admit(
     proof: impl Future<Output = Result<Proof, store::Error>>,
 ) -> Result<Admission, ApiError> {
     let refused = |refusal: Refusal| sender.refused(app, &refusal);
+    let account = Account::current();
+    account.asks_for(action, location);
     let identity = app.access.identify(sender.headers, sender.certificate);
     let identity = identity.await.map_err(refused)?;
+    account.identified(&identity);
     let upstream = app
         .source(&location.upstream)
         .map_err(|error| ApiError::upstream(&error, Subject::Repository, sender.is_mirror))?;
     let admitted = app
         .access
         .admit(&identity, action, location, upstream, proof);
-    admitted.await.map_err(refused)
+    let admission = admitted.await.map_err(refused)?;
+    account
+        .admit(app, &identity, &admission, &location.upstream)
+        .map_err(|not_now| ApiError::not_now(&not_now, sender.is_mirror))?;
+    Ok(Admission {
+        source: account.on_behalf(&app.budgets, admission.source),
+        ..admission
+    })
+}
+
+/// Whether the client treats this server as a mirror and has other hosts to try.
+pub(crate) fn is_from_mirror(headers: &HeaderMap, uri: &Uri) -> bool {
+    let mut query = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
+    headers.contains_key(NAMESPACE_HEADER)
+        || query.any(|(name, value)| name == "ns" && !value.is_empty())
 }
 
 /// An object with which the upstream shows that the sender may pull.

@@ -2,11 +2,12 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,7 @@ use crate::transport::Upstreams;
 
 use super::access::AccessError;
 use super::app::App;
+use super::audit::Audit;
 use super::config::{Config, ConfigError};
 use super::connections::Connections;
 use super::descriptors;
@@ -52,6 +54,12 @@ pub enum StartError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Access(#[from] AccessError),
+    #[error("audit log {} cannot be opened; name a file that can be written in serve.audit", file.display())]
+    Audit {
+        file: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot listen on {address}")]
     Listen {
         address: SocketAddr,
@@ -91,12 +99,18 @@ impl Server {
         } else {
             None
         };
+        let audit = config.audit.as_deref().map(Audit::open).transpose();
+        let audit = audit.map_err(|source| StartError::Audit {
+            file: config.audit.clone().unwrap_or_default(),
+            source,
+        })?;
         let app = Arc::new(App::new(
             config.clone(),
             store,
             upstreams,
             converter,
             profiles,
+            audit,
         )?);
         Ok(Self {
             listener,
@@ -141,6 +155,10 @@ impl Server {
             // SIGHUP must not end a server that has nothing to reload.
             None => beside.spawn(async move { while hangups.recv().await.is_some() {} }),
         };
+        beside.spawn(reopen_audit(
+            app.audit.clone(),
+            signal(SignalKind::hangup())?,
+        ));
         beside.spawn(drain(shutdown.clone(), Arc::clone(&app)));
         let config = Arc::new(app.config.clone());
         let limit = descriptors::connections(config.max_connections, descriptors::raise());
@@ -172,6 +190,11 @@ impl Server {
         if timeout(LAST_WRITES, app.profiles.flush()).await.is_err() {
             tracing::warn!("what was learned last could not be written");
         }
+        if let Some(audit) = &app.audit
+            && timeout(LAST_WRITES, audit.flush()).await.is_err()
+        {
+            tracing::warn!("last lines of the audit log not written");
+        }
         Ok(())
     }
 }
@@ -189,6 +212,15 @@ async fn listen(wanted: SocketAddr) -> Result<(TcpListener, SocketAddr), StartEr
 async fn drain(shutdown: CancellationToken, app: Arc<App>) {
     shutdown.cancelled().await;
     app.drain();
+}
+
+/// Opens the audit log again on SIGHUP.
+async fn reopen_audit(audit: Option<Audit>, mut hangups: Signal) {
+    while hangups.recv().await.is_some() {
+        if let Some(audit) = &audit {
+            audit.reopen();
+        }
+    }
 }
 
 async fn sweep(app: Arc<App>) {

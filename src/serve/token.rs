@@ -17,6 +17,7 @@ use crate::clock::unix_now;
 use crate::registry::Secret;
 
 use super::access::{Credentials, Known, Refusal};
+use super::account::Account;
 use super::app::App;
 use super::caller::Caller;
 use super::error::ApiError;
@@ -113,7 +114,10 @@ async fn answer(
     uri: &Uri,
 ) -> Response {
     let token = match known {
-        Ok(known) => app.access.token(&known).await,
+        Ok(known) => {
+            Account::current().identified(&known.identity);
+            app.access.token(&known).await
+        }
         Err(refusal) => Err(refusal),
     };
     let refused = |refusal| ApiError::access(refusal, challenge(app, headers, uri, None, true));

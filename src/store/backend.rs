@@ -258,13 +258,13 @@ impl Backend {
     }
 
     /// Every valid key under `top`. Foreign objects are skipped.
-    pub(super) fn list(&self, top: &'static str) -> BoxStream<'_, Result<Listed, Error>> {
-        let depth = self.prefix.parts_count();
+    pub(super) fn list(&self, top: &str) -> BoxStream<'_, Result<Listed, Error>> {
+        let (depth, name) = (self.prefix.parts_count(), top.to_owned());
         let place = Path::from_iter(self.prefix.parts().chain(Path::from(top).parts()));
         self.objects
             .list(Some(&place))
             .map_err(move |source| Error::Backend {
-                what: format!("listing {top}"),
+                what: format!("listing {name}"),
                 source,
             })
             .try_filter_map(move |meta| async move {

@@ -57,7 +57,8 @@ pub enum Key {
     StatementRecord(Digest),
     /// The profile data of the image with this source configuration.
     Knowledge(Digest),
-    /// The record that an upstream or one of its repositories was shown to hold this digest.
+    /// The record that an upstream or one of its repositories was shown to hold this digest, or that
+    /// it is stored for an account.
     Link {
         /// The hash of the holder's name.
         holder: Digest,

@@ -21,7 +21,7 @@ use crate::oci::{Digest, Repository};
 const WRITES_AT_ONCE: usize = 16;
 const READS_AT_ONCE: usize = 16;
 
-/// An upstream, or one repository of it, as the owner of links.
+/// An upstream, one repository of it, or an account, as the owner of links.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
     upstream: String,
@@ -40,6 +40,16 @@ impl Holder {
         Self::new(name, Some(repository.clone()))
     }
 
+    /// The one for whom layers are stored, by a name. It reads nothing by its links: they only count.
+    pub fn account(name: &str) -> Self {
+        Self {
+            upstream: name.to_owned(),
+            repository: None,
+            // No upstream's name is empty.
+            id: Digest::sha256_of(format!("\n\n{name}").as_bytes()),
+        }
+    }
+
     fn new(name: &str, repository: Option<Repository>) -> Self {
         // No repository has an empty name, and no name has a line feed.
         let path = repository.as_ref().map_or("", Repository::as_str);
@@ -54,6 +64,11 @@ impl Holder {
     /// The hash of the name.
     pub fn id(&self) -> &Digest {
         &self.id
+    }
+
+    /// The place of all its links.
+    pub(super) fn links(&self) -> String {
+        format!("links/{}/{}", self.id.algorithm().name(), self.id.hex())
     }
 
     fn link(&self, digest: &Digest) -> Key {

@@ -17,6 +17,7 @@ mod error;
 mod folder;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod kept_for;
 pub mod key;
 mod lease;
 mod links;
@@ -108,6 +109,8 @@ struct Inner {
     linked: Cache<(Digest, Digest), Link>,
     /// Converted images all of whose links were found a moment ago, by the holder's id.
     shown: Cache<(Digest, Digest), ()>,
+    /// The bytes that are stored for an account, by its id.
+    kept_for: Cache<Digest, Arc<AtomicU64>>,
     noted: Cache<Digest, ()>,
     notes: Semaphore,
     /// Layers that were recently checked in full, because a range of them was requested.
@@ -204,6 +207,10 @@ impl Store {
             small: weighed(SMALL_OBJECTS, FOUND_FOR, |_, bytes: &Bytes| bytes.len()),
             shown: weighed(DIGESTS, IMAGE_FOR, |_: &(Digest, Digest), ()| ENTRY * 2),
             linked: weighed(LINKS, FOUND_FOR, |_: &(Digest, Digest), _: &Link| ENTRY * 3),
+            kept_for: Cache::builder()
+                .max_capacity(kept_for::ACCOUNTS)
+                .time_to_live(kept_for::COUNTED_FOR)
+                .build(),
             noted: digests().time_to_live(noted_for).build(),
             notes: Semaphore::new(NOTES_AT_ONCE),
             checked: digests().time_to_live(damage::CHECKED_FOR).build(),

@@ -87,7 +87,11 @@ table! {
     requests_running: Gauge = Gauge::default(), "gauge", "requests_running", None::<Unit>, "",
         "Requests in progress.";
     requests_refused: Counters = Family::default(), "counter", "requests_refused_total", None::<Unit>, "reason",
-        "Requests refused: too many running in all or of one client, no memory left for the request, a foreign host name, or a page of another site.";
+        "Requests refused: too many running in all, of one client or of one identity, no memory left for the request, a foreign host name, or a page of another site.";
+    budget_refusals: Counters2 = Family::default(), "counter", "budget_refusals_total", None::<Unit>, "of, budget",
+        "Requests and conversions refused because a budget of the identity, the address or the upstream was used up, by budget.";
+    audit_lines: Counters = Family::default(), "counter", "audit_lines_total", None::<Unit>, "outcome",
+        "Lines of the audit log: written, or dropped because the disk was full, broken or too slow.";
     connections: Gauge = Gauge::default(), "gauge", "connections", None::<Unit>, "",
         "Open connections of clients.";
     connections_refused: Counter = Counter::default(), "counter", "connections_refused_total", None::<Unit>, "",

@@ -26,6 +26,6 @@ pub(crate) use destination::Destination;
 pub(crate) use endpoint::Endpoint;
 pub(crate) use location::{LayoutImage, Location};
 pub(crate) use registries::Registries;
-pub use source::Source;
+pub use source::{Requester, Source};
 pub use statements::{FoundStatement, NoEnvelope, Proof, Unproven};
 pub use upstreams::Upstreams;

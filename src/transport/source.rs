@@ -11,6 +11,7 @@ use super::layout::Layout;
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use crate::registry::{Body, ClientLogin, Error, Hosted, Peer, Purpose, Referrers, Registry, Tags};
+use crate::shares::Turn;
 
 /// The longest document of an artifact, which is held in memory: as long as a manifest.
 const MAX_DOCUMENT: u64 = MAX_MANIFEST_BYTES;
@@ -20,6 +21,17 @@ const MAX_DOCUMENT: u64 = MAX_MANIFEST_BYTES;
 pub struct Source {
     name: Arc<str>,
     kind: Kind,
+    requester: Arc<Requester>,
+}
+
+/// The one on whose behalf an upstream is asked.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Requester {
+    /// The name under which its work takes turns with that of others. Empty for this program
+    /// itself.
+    pub name: Arc<str>,
+    /// The names under which layers are counted that are stored for it.
+    pub accounts: Box<[Box<str>]>,
 }
 
 #[derive(Debug, Clone)]
@@ -41,6 +53,29 @@ impl Source {
         Self {
             name: name.into(),
             kind,
+            requester: Arc::default(),
+        }
+    }
+
+    /// Returns the same upstream, asked on behalf of `requester`.
+    #[must_use]
+    pub fn on_behalf_of(self, requester: Requester) -> Self {
+        Self {
+            requester: Arc::new(requester),
+            ..self
+        }
+    }
+
+    /// Returns the one on whose behalf the upstream is asked.
+    pub fn requester(&self) -> &Requester {
+        &self.requester
+    }
+
+    /// Returns the turn in which work for this upstream is done.
+    pub(crate) fn turn(&self) -> Turn<'_> {
+        Turn {
+            upstream: &self.name,
+            requester: &self.requester.name,
         }
     }
 
@@ -63,6 +98,7 @@ impl Source {
         Ok(Self {
             name: Arc::clone(&self.name),
             kind,
+            requester: Arc::clone(&self.requester),
         })
     }
 

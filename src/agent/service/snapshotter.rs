@@ -59,7 +59,7 @@ impl Snapshotter {
 
     /// The same, but refuses layers that do not pass the check.
     #[must_use]
-    pub fn requiring(self, check: Option<ProvenanceCheck>) -> Self {
+    pub(crate) fn requiring(self, check: Option<ProvenanceCheck>) -> Self {
         Self {
             provenance: check.map(Arc::new),
             ..self

@@ -57,6 +57,29 @@ impl Client {
     }
 }
 
+impl Identity {
+    /// The kind of client, in the audit log.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Anonymous => "anonymous",
+            Self::User(_) => "user",
+            Self::Client(_) => "upstream",
+        }
+    }
+
+    /// The name under which the client's requests are counted together; `None` if it has none.
+    pub(crate) fn user(&self) -> Option<&str> {
+        match self {
+            Self::Anonymous => None,
+            Self::User(name) => Some(name),
+            Self::Client(client) => match &client.login {
+                ClientLogin::Password { user, .. } => Some(user),
+                ClientLogin::Token(_) => None,
+            },
+        }
+    }
+}
+
 impl fmt::Display for Identity {
     /// Without secrets, for logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -17,7 +17,7 @@ const MARKER: &str =
     "<!-- From here on generated from the source: UPDATE_DOCS=1 cargo test reference -->\n";
 
 /// Name of the table in the file, source file, struct.
-const PARTS: [(&str, &str, &str); 11] = [
+const PARTS: [(&str, &str, &str); 12] = [
     ("serve", "src/serve/config.rs", "Config"),
     ("serve.access", "src/serve/access/config.rs", "AccessConfig"),
     (
@@ -29,6 +29,11 @@ const PARTS: [(&str, &str, &str); 11] = [
         "serve.access.issuer",
         "src/serve/access/oidc/config.rs",
         "IssuerConfig",
+    ),
+    (
+        "serve.budgets.identity",
+        "src/serve/budgets/config.rs",
+        "BudgetConfig",
     ),
     ("store", "src/store/config.rs", "Config"),
     ("convert", "src/convert/config.rs", "Config"),
@@ -91,7 +96,7 @@ fn section(text: &mut String, table: &str, source: &str, name: &str, defaults: &
     } in values
     {
         // These tables have sections of their own.
-        if matches!(name.as_str(), "upstream" | "access") {
+        if matches!(name.as_str(), "upstream" | "access" | "budgets") {
             continue;
         }
         assert!(!meaning.is_empty(), "{name} of [{table}] is documented");

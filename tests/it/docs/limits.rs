@@ -16,9 +16,15 @@ enum Shown {
 use Shown::{By, NoLimit};
 
 /// Limits without a default, which look like other keys in the reference.
-const UNSET: [&str; 8] = [
+const UNSET: [&str; 14] = [
     "serve.access.issuer.refresh",
     "serve.access.issuer.unreachable",
+    "serve.budgets.identity.requests",
+    "serve.budgets.identity.burst",
+    "serve.budgets.identity.streams",
+    "serve.budgets.identity.conversions",
+    "serve.budgets.identity.bytes_under_way",
+    "serve.budgets.identity.stored",
     "store.cache.max_size",
     "store.retention.max_size",
     "agent.background_bandwidth",
@@ -113,6 +119,30 @@ const LIMITS: &[(&str, Shown)] = &[
     (
         "serve.access.issuer.unreachable",
         By("known_keys_go_on_while_the_issuer_is_away_for_the_configured_time"),
+    ),
+    (
+        "serve.budgets.identity.requests",
+        By("requests_over_the_rate_are_admitted_after_the_time_that_the_answer_names"),
+    ),
+    (
+        "serve.budgets.identity.burst",
+        By("a_burst_is_admitted_and_then_the_rate"),
+    ),
+    (
+        "serve.budgets.identity.streams",
+        By("no_more_requests_of_an_identity_are_answered_at_once_than_configured"),
+    ),
+    (
+        "serve.budgets.identity.conversions",
+        By("an_identity_with_its_conversions_under_way_gets_source_images_and_may_warm_no_more"),
+    ),
+    (
+        "serve.budgets.identity.bytes_under_way",
+        By("no_more_bytes_are_under_way_to_an_identity_than_configured_but_for_a_single_answer"),
+    ),
+    (
+        "serve.budgets.identity.stored",
+        By("the_bytes_stored_for_an_identity_are_limited_also_after_a_restart"),
     ),
     ("serve.profiles.merge_interval", NoLimit("an interval")),
     (

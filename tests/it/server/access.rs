@@ -19,12 +19,12 @@ use crate::support::eventually::eventually_async;
 use crate::support::image::{Image, ImageBuilder};
 use crate::support::registry::{Auth, Registry, Team};
 
-const A: Team = Team {
+pub(crate) const A: Team = Team {
     path: "team-a/",
     user: "alice",
     password: "alice-secret",
 };
-const B: Team = Team {
+pub(crate) const B: Team = Team {
     path: "team-b/",
     user: "bob",
     password: "bob-secret",
@@ -36,16 +36,16 @@ pub(crate) fn rule(who: &[&str], may: &[&str], images: &[&str]) -> AccessRule {
     serde_json::from_value(document).unwrap()
 }
 
-fn basic(user: &str, password: &str) -> String {
+pub(crate) fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
 }
 
-fn of_team(team: &Team) -> String {
+pub(crate) fn of_team(team: &Team) -> String {
     basic(team.user, team.password)
 }
 
 /// A rule that leaves everything in the repositories of `local` to the registry.
-fn passes_through(config: &mut Config) {
+pub(crate) fn passes_through(config: &mut Config) {
     let may = ["pull", "profiles", "warm"];
     config.access.rule = vec![rule(&["upstream"], &may, &["local/**"])];
     config.access.remember = Duration::from_millis(200);
@@ -274,7 +274,11 @@ async fn credentials_are_passed_to_no_upstream_but_those_of_a_rule() {
 }
 
 /// Logs in as clients do: the challenge, the token endpoint, and the token.
-async fn token(stage: &Stage, path: &str, authorization: Option<&str>) -> (String, Answer) {
+pub(crate) async fn token(
+    stage: &Stage,
+    path: &str,
+    authorization: Option<&str>,
+) -> (String, Answer) {
     let challenge = stage.get(path).await;
     assert_eq!(challenge.status, 401, "{path}");
     assert_eq!(challenge.code(), "UNAUTHORIZED");
@@ -306,6 +310,11 @@ async fn token(stage: &Stage, path: &str, authorization: Option<&str>) -> (Strin
 
 /// A server with users of its own: `carol` with a password, `ci` with a token.
 async fn own_users() -> (Stage, tempfile::TempDir) {
+    own_users_with(|_| {}).await
+}
+
+/// The same after a change of the configuration.
+pub(crate) async fn own_users_with(change: impl FnOnce(&mut Config)) -> (Stage, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let (passwords, tokens) = (dir.path().join("htpasswd"), dir.path().join("tokens"));
     // `carol-secret`, as `htpasswd -nbB -C 4` writes it.
@@ -321,6 +330,7 @@ async fn own_users() -> (Stage, tempfile::TempDir) {
             rule(&["user:c*"], &["pull", "warm"], &["local/ci/*"]),
             rule(&["user:carol"], &["admin"], &["**"]),
         ];
+        change(config);
     })
     .await;
     for repository in ["public/app", "team/x/app", "ci/app"] {

@@ -6,9 +6,11 @@
 
 pub(crate) mod access;
 mod api;
+mod audit;
 mod blobs;
 mod broken_store;
 mod browsers;
+mod budgets;
 mod certificates;
 mod conformance;
 mod crash;
