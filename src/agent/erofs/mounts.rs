@@ -88,7 +88,8 @@ impl ErofsMounts {
         self.state.lock().expected.insert(number);
     }
 
-    /// Writes the image of a layer that is new, and mounts it over its file in the FUSE mount.
+    /// Writes the image of a layer that is new, and mounts it over its file in the FUSE mount. If
+    /// that fails, nobody else mounts it either until [`Self::give_up`].
     ///
     /// # Errors
     /// If the layer cannot be expressed as EROFS, or the kernel does not mount it.
@@ -96,9 +97,17 @@ impl ErofsMounts {
         let added = self.try_to_add(number, data);
         if added.is_err() {
             self.remove(number);
+        } else {
+            self.state.lock().expected.remove(&number);
         }
-        self.state.lock().expected.remove(&number);
         added
+    }
+
+    /// Forgets a layer that was not added, once its record says that FUSE serves it. Waits for a
+    /// [`Self::restore`] that may have read the record before.
+    pub(crate) fn give_up(&self, number: LayerNumber) {
+        let _work = self.work.lock();
+        self.state.lock().expected.remove(&number);
     }
 
     fn try_to_add(&self, number: LayerNumber, data: &LayerData) -> Result<(), WriteError> {
@@ -195,11 +204,12 @@ impl ErofsMounts {
     }
 
     /// Mounts every layer of `layers` again that is not mounted, or whose FUSE mount is gone. Each
-    /// has its number and the name of its data file. `load` reads a layer from disk. `durable` returns
+    /// has its number and the name of its data file; they are listed while nothing else is mounted or
+    /// unmounted. `load` reads a layer from disk. `durable` returns
     /// the data file of a layer that is complete and survives a power cut.
     pub(crate) fn restore(
         &self,
-        layers: impl Iterator<Item = (LayerNumber, String)>,
+        layers: impl FnOnce() -> Vec<(LayerNumber, String)>,
         load: impl Fn(LayerNumber) -> Option<Arc<LayerData>>,
         durable: impl Fn(LayerNumber) -> Option<PathBuf>,
     ) {
@@ -208,7 +218,7 @@ impl ErofsMounts {
             Ok(mounted) => mounted,
             Err(error) => return tracing::error!(%error, "mount table not read"),
         };
-        for (number, name) in layers {
+        for (number, name) in layers() {
             if self.is_mounted(&mounted, number) {
                 continue;
             }
@@ -349,5 +359,37 @@ fn remove_file(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         outcome => outcome,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn a_new_layer_is_mounted_by_nobody_else_until_it_is_given_up() {
+        let root = tempfile::tempdir().unwrap();
+        let (mounts, number) = (ErofsMounts::new(root.path()), LayerNumber(1));
+        let loads = Cell::new(0);
+        let restore = || {
+            let load = |_| {
+                loads.set(loads.get() + 1);
+                None
+            };
+            mounts.restore(|| vec![(number, "layer".to_owned())], load, |_| None);
+            loads.get()
+        };
+        mounts.expect(number);
+        assert_eq!(restore(), 0, "it is being added");
+        mounts.remove(number);
+        assert_eq!(
+            restore(),
+            0,
+            "adding it failed, and its record is not written yet"
+        );
+        mounts.give_up(number);
+        assert_eq!(restore(), 1);
     }
 }

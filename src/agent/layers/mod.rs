@@ -249,6 +249,8 @@ impl Layers {
             return Ok(mount);
         };
         tracing::warn!(%number, layer = %digest, error = chain(&error), "layer not mounted as EROFS; its files are served by FUSE");
-        self.table.serve_by_fuse(&mount, layer)
+        let served = self.table.serve_by_fuse(&mount, layer);
+        self.drivers.erofs().give_up(*number);
+        served
     }
 }

@@ -21,18 +21,19 @@ impl Layers {
     /// Mounts the layers as EROFS again that are recorded so and are not mounted, or whose FUSE
     /// mount has ended. Blocking.
     pub(crate) fn restore_erofs(&self) {
-        let all = self.table.all();
         let is_erofs =
-            |mount: &&Arc<Mount>| mount.record.data_size.is_some() && !mount.gone.is_cancelled();
-        let layers = all.iter().filter(is_erofs);
+            |mount: &Arc<Mount>| mount.record.data_size.is_some() && !mount.gone.is_cancelled();
+        let named = |mount: Arc<Mount>| (mount.record.number, mount.record.data_name());
+        let layers = || {
+            let all = self.table.all().into_iter();
+            all.filter(is_erofs).map(named).collect()
+        };
         let load = |number| {
             let mount = self.table.by_number(number)?;
             Some(Arc::clone(self.table.layer(&mount).ok()?.data()))
         };
         let durable = |number| self.table.durable(&self.table.by_number(number)?.record);
-        let named = |mount: &Arc<Mount>| (mount.record.number, mount.record.data_name());
-        let erofs = self.drivers.erofs();
-        erofs.restore(layers.map(named), load, durable);
+        self.drivers.erofs().restore(layers, load, durable);
     }
 
     /// Reads from disk every layer that was not used since the start, and resumes prefetching it.
