@@ -9,7 +9,7 @@ use crate::inspect::report::ImageReport;
 use crate::oci::annotations::SOURCE_DIGEST;
 use crate::oci::manifest::ImageManifest;
 use crate::oci::{Digest, Reference};
-use crate::profile::{Artifact, Knowledge, Workload};
+use crate::profile::{Knowledge, Workload, artifact};
 use crate::transport::document::parse;
 
 impl ImageConversion<'_> {
@@ -42,7 +42,7 @@ impl ImageConversion<'_> {
             knowledge.record(files);
             let subject = registries.endpoint(&self.target.at(&image.digest))?;
             let subject = subject.manifest().await?;
-            let artifact = Artifact::new(
+            let artifact = artifact::of(
                 &knowledge.profile(&Workload::default()),
                 &subject.descriptor(),
                 &created,

@@ -30,7 +30,7 @@ use crate::oci::{Descriptor, Digest, Manifest};
 #[cfg(feature = "predict")]
 use crate::predict::Predictor;
 use crate::profile::{
-    Artifact, FileUse, Knowledge, Observation, ObservationError, Profile, Source, Stack, Workload,
+    FileUse, Knowledge, Observation, ObservationError, Profile, Source, Stack, Workload, artifact,
 };
 use crate::store::outline::{Outline, record};
 use crate::store::{self, Generation, ImageRecord, Salt, StackRecord, Store};
@@ -461,7 +461,7 @@ impl Profiles {
                 .to_string();
         let subject = subject.descriptor();
         let made = tokio::task::spawn_blocking(move || {
-            Artifact::new(&known.profile(&Workload::default()), &subject, &created)
+            artifact::of(&known.profile(&Workload::default()), &subject, &created)
         });
         let artifact = made
             .await

@@ -3,6 +3,7 @@
 //! Nothing here does IO or imports another module of this crate.
 
 pub mod annotations;
+pub mod artifact;
 pub mod digest;
 pub mod document;
 pub mod error;
@@ -21,6 +22,7 @@ pub(crate) mod stream;
 pub mod translate;
 pub(crate) mod weight;
 
+pub use artifact::Artifact;
 pub use digest::Digest;
 pub use manifest::{Descriptor, Manifest};
 pub use name::ImageName;

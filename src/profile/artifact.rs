@@ -1,81 +1,33 @@
 //! A profile as an OCI artifact that refers to its image, so that it is copied together with the
 //! image.
-//!
-//! An image manifest with an empty configuration and one layer, the profile's document (OCI
-//! image-spec, manifest.md, "Guidelines for Artifact Usage").
 
-use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
 use super::document::{MAX_PROFILE_BYTES, MEDIA_TYPE, Profile};
 use super::workload::Workload;
 use crate::oci::annotations::{CREATED, PROFILE_WORKLOAD};
-use crate::oci::media_type::OCI_MANIFEST;
-use crate::oci::{Descriptor, Digest, Manifest};
+use crate::oci::{Artifact, Descriptor, Manifest, artifact};
 
-/// The configuration of an artifact without one (image-spec, "Guidance for an Empty Descriptor").
-const EMPTY: &[u8] = b"{}";
-const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
-
-/// The objects of an artifact.
-#[derive(Debug, Clone)]
-pub struct Artifact {
-    pub manifest: Manifest,
-    /// The blobs that the manifest names: the empty configuration and the document.
-    pub blobs: [(Descriptor, Bytes); 2],
-}
-
-impl Artifact {
-    /// Makes `profile` a referrer of the image that `subject` points to. `created` is a time in the
-    /// form of RFC 3339.
-    ///
-    /// # Errors
-    /// Never: everything in it has a JSON form.
-    pub fn new(profile: &Profile, subject: &Descriptor, created: &str) -> serde_json::Result<Self> {
-        let empty = (described(EMPTY_TYPE, EMPTY), Bytes::from_static(EMPTY));
-        let document = Bytes::from(profile.to_json()?);
-        let document = (described(MEDIA_TYPE, &document), document);
-        let subject = json!({"mediaType": subject.media_type, "digest": subject.digest, "size": subject.size});
-        let manifest = json!({
-            "schemaVersion": 2,
-            "mediaType": OCI_MANIFEST,
-            "artifactType": MEDIA_TYPE,
-            "config": empty.0,
-            "layers": [document.0],
-            "subject": subject,
-            "annotations": {PROFILE_WORKLOAD: profile.workload.to_string(), CREATED: created},
-        });
-        let manifest = Manifest::new(OCI_MANIFEST.to_owned(), manifest.to_string().into());
-        Ok(Self {
-            manifest,
-            blobs: [empty, document],
-        })
-    }
-
-    /// The descriptor in a list of referrers (distribution-spec, "Listing Referrers").
-    pub fn listed(&self) -> Descriptor {
-        let mut descriptor = self.manifest.descriptor();
-        let document: Value = serde_json::from_slice(&self.manifest.bytes).unwrap_or_default();
-        if let Some(Value::Object(annotations)) = document.get("annotations") {
-            descriptor.annotations = annotations.clone();
-        }
-        descriptor
-            .rest
-            .insert("artifactType".to_owned(), MEDIA_TYPE.into());
-        descriptor
-    }
-}
-
-fn described(media_type: &str, bytes: &[u8]) -> Descriptor {
-    let mut descriptor =
-        Manifest::new(media_type.to_owned(), Bytes::copy_from_slice(bytes)).descriptor();
-    descriptor.digest = Digest::sha256_of(bytes);
-    descriptor
+/// Makes `profile` a referrer of the image that `subject` points to. `created` is a time in the
+/// form of RFC 3339.
+///
+/// # Errors
+/// Never: everything in it has a JSON form.
+pub fn of(profile: &Profile, subject: &Descriptor, created: &str) -> serde_json::Result<Artifact> {
+    let annotations = Map::from_iter([
+        (
+            PROFILE_WORKLOAD.to_owned(),
+            profile.workload.to_string().into(),
+        ),
+        (CREATED.to_owned(), created.into()),
+    ]);
+    let document = profile.to_json()?.into();
+    Ok(Artifact::new(MEDIA_TYPE, document, subject, annotations))
 }
 
 /// The workload whose profile a referrer carries, or `None` for other referrers.
 pub fn workload_of(referrer: &Descriptor) -> Option<Workload> {
-    let is_profile = referrer.rest.get("artifactType").and_then(Value::as_str) == Some(MEDIA_TYPE);
+    let is_profile = artifact::kind_of(referrer) == Some(MEDIA_TYPE);
     let workload = referrer
         .annotations
         .get(PROFILE_WORKLOAD)
@@ -120,17 +72,17 @@ pub fn of_workload<'a>(referrers: &'a [Descriptor], workload: &Workload) -> Opti
 /// The descriptor of an artifact's document, or `None` if the manifest is of something else or the
 /// document is too large.
 pub fn document_of(manifest: &Manifest) -> Option<Descriptor> {
-    let manifest: crate::oci::manifest::ImageManifest =
-        serde_json::from_slice(&manifest.bytes).ok()?;
-    let fits = |layer: &Descriptor| {
-        layer.size <= MAX_PROFILE_BYTES as u64 && layer.media_type == MEDIA_TYPE
-    };
-    manifest.layers.into_iter().next().filter(fits)
+    artifact::document_of(manifest, MEDIA_TYPE, MAX_PROFILE_BYTES as u64)
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use serde_json::json;
+
     use super::*;
+    use crate::oci::Digest;
+    use crate::oci::media_type::OCI_MANIFEST;
     use crate::profile::Knowledge;
 
     fn profile(workload: &str) -> Profile {
@@ -143,7 +95,7 @@ mod tests {
 
     #[test]
     fn an_artifact_is_an_image_manifest_that_refers_to_its_image() {
-        let artifact = Artifact::new(&profile("web"), &subject(), "2026-01-01T00:00:00Z").unwrap();
+        let artifact = of(&profile("web"), &subject(), "2026-01-01T00:00:00Z").unwrap();
         let manifest: Value = serde_json::from_slice(&artifact.manifest.bytes).unwrap();
         assert_eq!(manifest["subject"]["digest"], json!(subject().digest));
         assert_eq!(manifest["artifactType"], MEDIA_TYPE);
@@ -165,7 +117,7 @@ mod tests {
     #[test]
     fn the_newest_profile_of_each_workload_counts() {
         let listed = |workload, created| {
-            Artifact::new(&profile(workload), &subject(), created)
+            of(&profile(workload), &subject(), created)
                 .unwrap()
                 .listed()
         };
@@ -186,7 +138,7 @@ mod tests {
     fn other_manifests_have_no_profile_document() {
         let manifest = |text: &str| Manifest::new(OCI_MANIFEST.to_owned(), text.to_owned().into());
         assert_eq!(document_of(&manifest("{}")), None);
-        let artifact = Artifact::new(&profile("web"), &subject(), "").unwrap();
+        let artifact = of(&profile("web"), &subject(), "").unwrap();
         let text = String::from_utf8(artifact.manifest.bytes.to_vec()).unwrap();
         assert_eq!(
             document_of(&manifest(&text.replace(MEDIA_TYPE, "text/plain"))),

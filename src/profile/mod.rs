@@ -19,7 +19,6 @@ mod observation;
 mod stack;
 mod workload;
 
-pub use artifact::Artifact;
 pub use document::{
     MAX_PROFILE_BYTES, MEDIA_TYPE, Profile, ProfileError, ProfiledFile, Source, Sources,
 };

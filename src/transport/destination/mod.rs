@@ -19,8 +19,7 @@ use super::endpoint::Endpoint;
 use super::entries::toc_reference;
 use super::location::Location;
 use crate::failure::Failure;
-use crate::oci::{Descriptor, Digest, ImageName, Manifest, Reference};
-use crate::profile::Artifact;
+use crate::oci::{Artifact, Descriptor, Digest, ImageName, Manifest, Reference};
 use crate::registry;
 
 /// The destination of a converted image. Nothing of the image is visible before all of it is
@@ -98,6 +97,11 @@ impl Destination {
     /// Whether only a single image fits, not an index.
     pub(crate) fn takes_one_image(location: &Location) -> bool {
         matches!(location, Location::Archive(_))
+    }
+
+    /// Whether the destination holds artifacts that refer to an image.
+    pub(crate) fn takes_referrers(location: &Location) -> bool {
+        !matches!(location, Location::Archive(_))
     }
 
     /// Returns the folder beside which temporary files may lie so that they are on the

@@ -2,8 +2,8 @@
 //! the upstream.
 
 use serde_json::{Value, json};
-use starlift::oci::Manifest;
-use starlift::profile::{Artifact, Extents, FileUse, Knowledge, MEDIA_TYPE, Profile, Workload};
+use starlift::oci::{Artifact, Manifest};
+use starlift::profile::{Extents, FileUse, Knowledge, MEDIA_TYPE, Profile, Workload, artifact};
 
 use super::Stage;
 use super::profiles::{FILES, path_of, quick, seen, stack_of};
@@ -87,7 +87,7 @@ fn recorded(image: &Image, files: &[(u32, &str)]) -> Artifact {
     };
     knowledge.record(files.iter().map(file).collect());
     let profile: Profile = knowledge.profile(&Workload::default());
-    Artifact::new(&profile, &manifest.descriptor(), "2026-11-01T00:00:00Z").unwrap()
+    artifact::of(&profile, &manifest.descriptor(), "2026-11-01T00:00:00Z").unwrap()
 }
 
 fn attach(stage: &Stage, artifact: Artifact) {
