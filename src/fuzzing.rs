@@ -16,6 +16,7 @@ use harness::run;
 
 use crate::oci;
 use crate::predict;
+use crate::provenance;
 use crate::registry;
 use crate::rewrite;
 use crate::store;
@@ -137,5 +138,15 @@ fn records() {
         store::fuzz::seeds(),
         mutate::json,
         store::fuzz::records,
+    );
+}
+
+#[test]
+fn statements() {
+    run(
+        "statements",
+        provenance::fuzz::seeds(),
+        mutate::json,
+        provenance::fuzz::statements,
     );
 }

@@ -57,6 +57,7 @@ pub mod oci;
 #[cfg(feature = "predict")]
 pub mod predict;
 pub mod profile;
+pub mod provenance;
 #[cfg(feature = "agent")]
 mod recording;
 pub mod registry;

@@ -12,6 +12,10 @@ pub const GENERATION: &str = "dev.starlift.generation";
 /// On a profile: the workload that it is of.
 pub const PROFILE_WORKLOAD: &str = "dev.starlift.profile.workload";
 
+/// On an artifact with an in-toto statement: the type of its predicate (BuildKit,
+/// `docs/attestations/attestation-storage.md`).
+pub const PREDICATE: &str = "in-toto.io/predicate-type";
+
 /// When something was made (OCI image-spec, annotations.md).
 pub const CREATED: &str = "org.opencontainers.image.created";
 /// On an entry of a layout's index: the tag, or a whole reference (OCI image-spec, annotations.md).

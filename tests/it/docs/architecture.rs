@@ -30,6 +30,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "convert",
         &[
             "rewrite",
+            "provenance",
             "layers",
             "store",
             "transport",
@@ -43,6 +44,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "agent",
         &[
             "containerd",
+            "provenance",
             "layers",
             "transport",
             "registry",
@@ -67,6 +69,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "convert",
             "inspect",
+            "provenance",
             "layers",
             "store",
             "transport",
@@ -77,14 +80,18 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("api_client", &[]),
     ("doctor", &["agent", "containerd"]),
     ("install", &["agent", "containerd", "doctor"]),
-    ("inspect", &["layers", "transport", "profile", "oci"]),
+    (
+        "inspect",
+        &["provenance", "layers", "transport", "profile", "oci"],
+    ),
     ("tocs", &["layers", "store", "oci"]),
     ("containerd", &["transport", "oci"]),
     // The blobs for a destination come from a source or from a store.
-    ("transport", &["registry", "store", "profile", "oci"]),
+    ("transport", &["provenance", "registry", "store", "oci"]),
     ("store", &["profile", "oci"]),
     ("registry", &["oci"]),
     ("profile", &["oci"]),
+    ("provenance", &["oci"]),
     ("layers", &["oci"]),
     ("oci", &[]),
     ("allocator", &[]),

@@ -1,0 +1,7 @@
+//! The target `statements` of `src/provenance/fuzz.rs` under libFuzzer.
+#![no_main]
+
+#[path = "../../crates/estargz/fuzz/src/limit.rs"]
+mod limit;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| starlift::provenance::fuzz::statements(data));
