@@ -8,6 +8,7 @@
 //! records/layer/<generation>/sha256/<hex of the source layer>.json
 //! records/image/<generation>/sha256/<hex of the source manifest>.json
 //! records/stack/sha256/<hex of the stack>.json
+//! records/statement/sha256/<hex of the converted manifest>.json
 //! profiles/sha256/<hex of the source configuration>.json
 //! links/sha256/<hex of the holder>/sha256/<hex>.json
 //! salt.json                    the salt of observers' ids
@@ -52,6 +53,8 @@ pub enum Key {
     },
     /// The record that names the image with this list of layers.
     StackRecord(Stack),
+    /// The record of the signed statements on the converted image with this digest.
+    StatementRecord(Digest),
     /// The profile data of the image with this source configuration.
     Knowledge(Digest),
     /// The record that an upstream or one of its repositories was shown to hold this digest.
@@ -81,6 +84,7 @@ impl Key {
             Self::LayerRecord { .. } => "layer-record",
             Self::ImageRecord { .. } => "image-record",
             Self::StackRecord(_) => "stack-record",
+            Self::StatementRecord(_) => "statement-record",
             Self::Knowledge(_) => "profile",
             Self::Link { .. } => "link",
             Self::Salt => "salt",
@@ -122,6 +126,9 @@ impl fmt::Display for Key {
                 )
             }
             Self::StackRecord(Stack(digest)) => write!(f, "records/stack/{}.json", Place(digest)),
+            Self::StatementRecord(converted) => {
+                write!(f, "records/statement/{}.json", Place(converted))
+            }
             Self::Knowledge(image) => write!(f, "profiles/{}.json", Place(image)),
             Self::Link { holder, digest } => {
                 write!(f, "links/{}/{}.json", Place(holder), Place(digest))
@@ -164,6 +171,9 @@ fn parse(path: &str) -> Option<Key> {
         },
         ["records", "stack", algorithm, file] => {
             Key::StackRecord(Stack(digest(algorithm, json(file)?)?))
+        }
+        ["records", "statement", algorithm, file] => {
+            Key::StatementRecord(digest(algorithm, json(file)?)?)
         }
         ["profiles", algorithm, file] => Key::Knowledge(digest(algorithm, json(file)?)?),
         ["links", kind, holder, algorithm, file] => Key::Link {
@@ -280,7 +290,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_key_is_parsed_from_its_path(name: String, seed: u64, kind in 0..13) {
+        fn a_key_is_parsed_from_its_path(name: String, seed: u64, kind in 0..14) {
             let source = Digest::sha256_of(&seed.to_le_bytes());
             let generation = Generation(format!("g{name}"));
             let key = match kind {
@@ -296,6 +306,7 @@ mod tests {
                 9 => Key::Salt,
                 10 => Key::Scrub,
                 11 => Key::Link { holder: Digest::sha256_of(name.as_bytes()), digest: source },
+                12 => Key::StatementRecord(source),
                 _ => Key::Lease(name),
             };
             let path = key.to_string();

@@ -29,6 +29,7 @@ mod remote;
 mod room;
 mod scrub;
 mod seal;
+mod statements;
 mod sweep;
 mod upload;
 mod used;
@@ -56,6 +57,7 @@ pub use open_files::OpenFile;
 pub use profiles::{Merge, Salt, StackRecord};
 pub use records::{ImageRecord, LayerOutcome, LayerRecord};
 pub use scrub::{Finding, ScrubReport};
+pub use statements::StoredStatement;
 pub use sweep::SweepReport;
 pub use upload::LayerUpload;
 

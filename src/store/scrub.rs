@@ -16,6 +16,7 @@ use super::key::Key;
 use super::links::LinkRecord;
 use super::profiles::StackRecord;
 use super::records::{DigestRecord, ImageRecord, LayerRecord};
+use super::statements::StatementRecord;
 use super::{Lease, Object, Store};
 use crate::clock::unix_now;
 use crate::oci::Digest;
@@ -195,6 +196,7 @@ impl Pass<'_> {
             "records/layer",
             "records/image",
             "records/stack",
+            "records/statement",
             "profiles",
             "links",
         ] {
@@ -204,6 +206,9 @@ impl Pass<'_> {
                     key @ Key::LayerRecord { .. } => drop(self.record::<LayerRecord>(key).await?),
                     key @ Key::ImageRecord { .. } => self.image(key).await?,
                     key @ Key::StackRecord(_) => drop(self.record::<StackRecord>(key).await?),
+                    key @ Key::StatementRecord(_) => {
+                        drop(self.record::<StatementRecord>(key).await?);
+                    }
                     key @ Key::Link { .. } => drop(self.record::<LinkRecord>(key).await?),
                     key => drop(self.record::<Knowledge>(key).await?),
                 }

@@ -15,6 +15,7 @@ use crate::store::key::Key;
 use crate::store::lease::layer_lease;
 use crate::store::profiles::StackRecord;
 use crate::store::records::{DigestRecord, ImageRecord, LayerRecord};
+use crate::store::statements::StatementRecord;
 
 /// The number of concurrent reads of records.
 const READS_AT_ONCE: usize = 16;
@@ -34,6 +35,7 @@ pub(super) struct Inventory {
     pub(super) layers: Vec<Record<LayerRecord>>,
     pub(super) images: Vec<Record<ImageRecord>>,
     pub(super) stacks: Vec<Record<StackRecord>>,
+    pub(super) statements: Vec<Record<StatementRecord>>,
     /// The profile data of images, not read.
     pub(super) knowledge: Vec<Listed>,
     /// Links, not read.
@@ -103,6 +105,7 @@ impl Inventory {
         inventory.layers = read_all(store, store.list("records/layer").await?).await?;
         inventory.knowledge = store.list("profiles").await?;
         inventory.stacks = read_all(store, store.list("records/stack").await?).await?;
+        inventory.statements = read_all(store, store.list("records/statement").await?).await?;
         inventory.images = images(store).await?;
         inventory.links = store.list("links").await?;
         inventory.leases = store.list("leases").await?;
@@ -116,12 +119,21 @@ impl Inventory {
         let records = records.chain(self.layers.iter().map(|record| record.size));
         let records = records.chain(self.images.iter().map(|record| record.size));
         let records = records.chain(self.stacks.iter().map(|record| record.size));
+        let records = records.chain(self.statements.iter().map(|record| record.size));
         let listed = self
             .objects
             .values()
             .chain(self.knowledge.iter().map(|listed| &listed.meta))
             .chain(self.links.iter().map(|listed| &listed.meta));
         records.sum::<u64>() + listed.map(|meta| meta.size).sum::<u64>()
+    }
+
+    /// The statements on images that are there.
+    pub(super) fn current_statements(&self) -> impl Iterator<Item = &Record<StatementRecord>> {
+        self.statements.iter().filter(|record| match &record.key {
+            Key::StatementRecord(converted) => self.visible.contains_key(converted),
+            _ => false,
+        })
     }
 
     /// Whether the layer may be in conversion, because its lease exists.

@@ -149,6 +149,9 @@ impl Sweep<'_> {
                 self.report.freed_bytes += size;
             }
         }
+        for (key, written) in plan.statements {
+            self.unchanged(&key, written).await?;
+        }
         for (key, written) in plan.links {
             self.link(&key, written).await?;
         }

@@ -8,6 +8,7 @@
 //! | bytes without a record, records of passed layers, profile data | also above `max_size` |
 //! | the record of a list of layers | older than the grace, and the image's record is gone |
 //! | profile data of an image | no list of layers names it, and unchanged for `max_age` |
+//! | the record of signed statements | older than the grace, and its image is no visible object |
 //! | a link | older than the grace, and its digest is of no visible object, layer or image |
 //! | records without an object, marks, probes, leases | older than the grace |
 //!
@@ -24,6 +25,7 @@ use crate::store::config::Retention;
 use crate::store::key::Key;
 use crate::store::profiles::StackRecord;
 use crate::store::records::{ImageRecord, LayerOutcome, LayerRecord};
+use crate::store::statements::StatementRecord;
 
 /// The entries to delete, in this order, each with the values that must not have changed by then.
 #[derive(Debug, Default)]
@@ -37,6 +39,8 @@ pub(super) struct Plan {
     pub(super) knowledge: Vec<(Digest, SystemTime)>,
     /// Bytes without a record, with the time they were written.
     pub(super) unrecorded: Vec<(Key, SystemTime)>,
+    /// Records of statements, with the time they were written.
+    pub(super) statements: Vec<(Key, SystemTime)>,
     /// Links, with the time they were written.
     pub(super) links: Vec<(Key, SystemTime)>,
     /// Marks and probes, on which nothing depends.
@@ -86,6 +90,7 @@ pub(super) fn plan(
         .filter(|record| limits.outdates(record, gone))
         .collect();
     let linked = links(inventory, &choice.kept, &outdated, &gone, &limits);
+    let statements = statements(inventory, &gone, &limits);
     let learned: HashSet<&Digest> = outlived.iter().map(|(image, _)| image).collect();
     let learned = inventory
         .knowledge
@@ -96,6 +101,7 @@ pub(super) fn plan(
         .map(|record| record.size)
         .chain(goes.iter().map(|record| record.size));
     let records = records.chain(learned.map(|listed| listed.meta.size));
+    let records = records.chain(statements.iter().map(|record| record.size));
     let records = records
         .chain(linked.iter().map(|listed| listed.meta.size))
         .sum();
@@ -117,6 +123,10 @@ pub(super) fn plan(
             .filter_map(|digest| doomed_object(inventory, digest))
             .collect(),
         unrecorded: choice.unrecorded,
+        statements: statements
+            .into_iter()
+            .map(|record| (record.key.clone(), record.recorded))
+            .collect(),
         links,
         leftovers: leftovers(inventory, &limits),
         leases: leases(inventory, &limits),
@@ -180,7 +190,7 @@ struct Choice<'a> {
     inventory: &'a Inventory,
     kept: Vec<&'a Record<ImageRecord>>,
     dropped: Vec<Record<ImageRecord>>,
-    /// The number of kept images that name each digest.
+    /// The number of kept images, and of statements on images, that name each digest.
     named: HashMap<&'a Digest, usize>,
     doomed: HashSet<Digest>,
     unrecorded: Vec<(Key, SystemTime)>,
@@ -193,10 +203,12 @@ struct Choice<'a> {
 impl<'a> Choice<'a> {
     fn new(inventory: &'a Inventory) -> Self {
         let mut named = HashMap::new();
-        for digest in inventory
-            .images
-            .iter()
+        let images = inventory.images.iter();
+        // The objects of a statement stay for one sweep after its image.
+        let statements = inventory.current_statements();
+        for digest in images
             .flat_map(|image| &image.content.objects)
+            .chain(statements.flat_map(|record| record.content.objects()))
         {
             *named.entry(digest).or_default() += 1;
         }
@@ -427,6 +439,23 @@ fn links<'a>(
     old.filter(is_idle).collect()
 }
 
+/// The old records of statements on images that are not kept.
+fn statements<'a>(
+    inventory: &'a Inventory,
+    gone: &impl Fn(&Digest) -> bool,
+    limits: &Limits,
+) -> Vec<&'a Record<StatementRecord>> {
+    let is_idle = |record: &&Record<StatementRecord>| match &record.key {
+        Key::StatementRecord(converted) => gone(converted),
+        _ => false,
+    };
+    let old = inventory
+        .statements
+        .iter()
+        .filter(|record| record.recorded < limits.grace);
+    old.filter(is_idle).collect()
+}
+
 fn doomed_object(inventory: &Inventory, digest: &Digest) -> Option<DoomedObject> {
     let visible = inventory.visible.get(digest)?;
     Some(DoomedObject {
@@ -489,6 +518,8 @@ fn leases(inventory: &Inventory, limits: &Limits) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oci::Descriptor;
+    use crate::store::StoredStatement;
     use crate::store::key::Generation;
     use crate::store::lease::layer_lease;
     use crate::store::sweep::inventory::Visible;
@@ -563,6 +594,24 @@ mod tests {
                 content,
             });
             self.object(name, recorded)
+        }
+
+        /// The record of a statement on an image, and the object of the statement.
+        fn statement(mut self, image: &str, object: &str, recorded: u32) -> Self {
+            let statement = StoredStatement {
+                key: String::new(),
+                listed: Descriptor::plain(String::new(), digest(object), 100),
+                objects: vec![digest(object)],
+            };
+            self.statements.push(Record {
+                key: Key::StatementRecord(digest(image)),
+                recorded: day(recorded),
+                size: 10,
+                content: StatementRecord {
+                    statements: vec![statement],
+                },
+            });
+            self.object(object, recorded)
         }
 
         fn used(mut self, name: &str, when: u32) -> Self {
@@ -735,6 +784,30 @@ mod tests {
             inventory.keeps(&retention(Some(30), None), &["old", "layer"]),
             ["layer"]
         );
+    }
+
+    #[test]
+    fn a_statement_and_its_objects_stay_as_long_as_the_image() {
+        let signed = || {
+            Inventory::default()
+                .image("app", &[], 10)
+                .statement("app", "envelope", 10)
+        };
+        let (month, names) = (retention(Some(30), None), ["app", "envelope"]);
+        let pulled = signed().used("app", 95);
+        assert_eq!(pulled.keeps(&month, &names), names);
+        assert_eq!(
+            pulled.keeps(&retention(None, Some(1)), &names),
+            ["envelope"]
+        );
+        assert!(plan(&pulled, &month, day(100), 0).statements.is_empty());
+        // The record goes with the image, and the objects at the next sweep.
+        let first = plan(&signed(), &month, day(100), 0);
+        assert_eq!(first.statements.len(), 1);
+        assert_eq!(first.kept_bytes, 100, "the envelope");
+        assert_eq!(signed().keeps(&month, &names), ["envelope"]);
+        let rest = Inventory::default().statement("app", "envelope", 10);
+        assert_eq!(rest.keeps(&month, &["envelope"]), [""; 0]);
     }
 
     #[test]
