@@ -2,6 +2,7 @@
 //! on.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -94,6 +95,11 @@ pub struct Config {
     /// point to new digests, at most once a week. Digests served before stay readable. Cannot be
     /// combined with `estargz-external-toc`.
     pub reorder: bool,
+    /// The file of a private key (PKCS#8, PEM; Ed25519, or ECDSA on P-256) that signs which source
+    /// image each converted image was made from. Nothing is signed if not set. Images converted
+    /// before are signed when their statements are requested.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signing_key: Option<PathBuf>,
     /// The conversion of a layer that arrives at fewer bytes per second than this is given up, and
     /// the source image is served. While an image of another upstream waits, the least rate is
     /// sixteen times as high.
@@ -133,6 +139,7 @@ impl Default for Config {
             max_layer_size: ByteSize::gib(64),
             max_unpacked_size: ByteSize::gib(256),
             reorder: false,
+            signing_key: None,
             least_rate: ByteSize::kib(16),
             slow_after: Duration::from_secs(60),
             layer_within: Duration::from_secs(2 * 3600),

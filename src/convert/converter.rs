@@ -20,6 +20,7 @@ use super::status::{Board, Conversion, Running};
 use crate::flight::Flight;
 use crate::negative_cache::NegativeCache;
 use crate::oci::{Digest, Manifest, Repository};
+use crate::provenance::SigningKey;
 use crate::rewrite::index;
 use crate::rewrite::plan::{Plan, Wanted};
 use crate::shares::{Share, Shares};
@@ -57,6 +58,8 @@ pub(super) struct Shared {
     /// Converted images whose order was checked a moment ago.
     pub(super) ordered: Cache<Digest, ()>,
     pub(super) board: Arc<Board>,
+    /// The key that signs statements on converted images.
+    pub(super) signing_key: Option<Arc<SigningKey>>,
 }
 
 pub(super) type Outcome = Result<ImageRecord, Arc<Error>>;
@@ -130,6 +133,8 @@ impl Converter {
         }
         let options = config.options()?;
         let generation = config::generation(&options, &priorities);
+        let signing_key = config.signing_key.as_deref().map(SigningKey::read);
+        let signing_key = signing_key.transpose()?.map(Arc::new);
         let budget = Budget::divide(config.memory.as_u64(), config.layers_at_once)?;
         let threads = match config.threads {
             Some(threads) => threads,
@@ -174,6 +179,7 @@ impl Converter {
                 .time_to_live(ORDERED_FOR)
                 .build(),
             board,
+            signing_key,
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -428,7 +434,7 @@ impl Shared {
         record.objects.sort_unstable();
         record.objects.dedup();
         if record.objects.len() > before {
-            self.store.put_image(&self.generation, record).await?;
+            self.put_image(record).await?;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::budget::Full;
 use crate::oci::Digest;
+use crate::provenance::{KeyError, SigningError};
 use crate::registry;
 use crate::shares::SLOW_FOR;
 use crate::store;
@@ -40,6 +41,10 @@ pub enum Error {
     Overdue { within: Duration },
     #[error("another process holds the lease on the layer {0} for too long")]
     Lease(Digest),
+    #[error("no statement on the converted image")]
+    Signing(#[from] SigningError),
+    #[error("convert.signing_key: {0}")]
+    SigningKey(#[from] KeyError),
     #[error("invalid conversion configuration: {0}")]
     Config(String),
 }

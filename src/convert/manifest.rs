@@ -34,7 +34,7 @@ impl Shared {
         let (len, read) = (manifest.bytes.len(), manifest.clone());
         self.keep_stack(off_worker(len, move || outline::of_itself(&read)).await?)
             .await;
-        self.store.put_image(&self.generation, &record).await?;
+        self.put_image(&record).await?;
         Ok(record)
     }
 
@@ -136,7 +136,7 @@ impl Shared {
             record.objects.sort_unstable();
             record.objects.dedup();
         }
-        self.store.put_image(&self.generation, &record).await?;
+        self.put_image(&record).await?;
         // An index that contains this image may now include it.
         self.fresh.invalidate_all();
         let (upstream, took) = (source.name(), started.elapsed());

@@ -24,6 +24,7 @@ mod public_reason;
 mod reading;
 mod reorder;
 mod shown;
+mod statements;
 mod status;
 
 pub use config::{Config, Format, Layout, Setting, generation};

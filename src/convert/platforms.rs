@@ -204,7 +204,7 @@ impl Shared {
         self.put_documents(documents).await?;
         record.objects.sort_unstable();
         record.objects.dedup();
-        self.store.put_image(&self.generation, record).await?;
+        self.put_image(record).await?;
         Ok(())
     }
 

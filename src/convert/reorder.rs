@@ -205,6 +205,7 @@ impl Shared {
             fresh: self.fresh.clone(),
             ordered: self.ordered.clone(),
             board: Arc::clone(&self.board),
+            signing_key: self.signing_key.clone(),
         }))
     }
 
@@ -240,7 +241,7 @@ impl Shared {
         made.objects.dedup();
         made.order = Some(order);
         self.link(source, repository, &made).await?;
-        self.store.put_image(&self.generation, &made).await?;
+        self.put_image(&made).await?;
         // An index that contains this image includes it at its next refresh.
         self.fresh.invalidate_all();
         tracing::info!(source = %made.source, converted = %made.converted, before = %record.converted, "image reordered");

@@ -5,13 +5,16 @@ use std::collections::HashMap;
 
 use axum::response::Response;
 use bytes::Bytes;
+use http::header::WARNING;
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::aside::aside;
+use crate::convert;
 use crate::learn;
 use crate::oci::annotations::SOURCE_DIGEST;
+use crate::oci::artifact::kind_of;
 use crate::oci::manifest::Index;
 use crate::oci::media_type::OCI_INDEX;
 use crate::oci::{Descriptor, Digest, Manifest};
@@ -26,7 +29,7 @@ use super::response;
 /// The artifact type under which an image's converted image is listed.
 const CONVERTED: &str = "application/vnd.dev.starlift.converted-image.v1";
 /// The text of the descriptors that are added here, and of the list around them, in bytes.
-const ADDED_BYTES: u64 = 4 << 10;
+const ADDED_BYTES: u64 = 8 << 10;
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 
 pub(crate) async fn answer(
@@ -34,33 +37,15 @@ pub(crate) async fn answer(
     ask: &RegistryRequest,
     digest: &Digest,
 ) -> Result<Response, ApiError> {
-    let mut referrers = match stored(app, ask, digest).await? {
-        Some(converted) => {
-            let mut referrers = match source_digest(&converted.bytes).await {
-                Some(source) => of_upstream(ask, &source).await?,
-                None => Referrers::default(),
-            };
-            referrers.extend(our_profile(app, ask, &converted).await);
-            referrers
-        }
-        None => {
-            let mut referrers = of_upstream(ask, digest).await?;
-            referrers.extend(our_converted(app, ask, digest).await);
-            if let Some(source_manifest) = app
-                .source_manifests
-                .known(ask.admission.reader, &ask.location, digest)
-                .await
-            {
-                referrers.extend(our_profile(app, ask, &source_manifest).await);
-            }
-            referrers
-        }
+    let (mut referrers, is_complete) = match stored(app, ask, digest).await? {
+        Some(converted) => of_converted(app, ask, &converted).await?,
+        None => (of_source(app, ask, digest).await?, true),
     };
     let filter = ask
         .query("artifactType")
         .filter(|wanted| !wanted.is_empty());
     if let Some(wanted) = filter {
-        referrers.retain(|referrer| artifact_type(referrer) == Some(wanted));
+        referrers.retain(|referrer| kind_of(referrer) == Some(wanted));
     }
     let mut response = listed(app, &mut referrers).await?;
     if filter.is_some() {
@@ -69,7 +54,50 @@ pub(crate) async fn answer(
             HeaderValue::from_static("artifactType"),
         );
     }
+    if !is_complete {
+        let warning = HeaderValue::from_static("299 starlift \"without the upstream's referrers\"");
+        response.headers_mut().insert(WARNING, warning);
+    }
     Ok(response)
+}
+
+/// The referrers of a converted image, and whether the upstream's are among them. If the upstream
+/// does not answer, signed statements are listed all the same: nodes may need them for a pull that
+/// needs nothing else of the upstream.
+async fn of_converted(
+    app: &App,
+    ask: &RegistryRequest,
+    converted: &Manifest,
+) -> Result<(Referrers, bool), ApiError> {
+    let (mut referrers, mut is_complete) = (Referrers::default(), true);
+    if let Some(source) = source_digest(&converted.bytes).await {
+        let statements = our_statements(app, ask, &converted.digest, &source).await;
+        match of_upstream(ask, &source).await {
+            Ok(found) => referrers = found,
+            Err(error) if statements.is_empty() => return Err(error),
+            Err(_logged_by_the_client) => is_complete = false,
+        }
+        referrers.extend(statements);
+    }
+    referrers.extend(our_profile(app, ask, converted).await);
+    Ok((referrers, is_complete))
+}
+
+async fn of_source(
+    app: &App,
+    ask: &RegistryRequest,
+    digest: &Digest,
+) -> Result<Referrers, ApiError> {
+    let mut referrers = of_upstream(ask, digest).await?;
+    referrers.extend(our_converted(app, ask, digest).await);
+    if let Some(source_manifest) = app
+        .source_manifests
+        .known(ask.admission.reader, &ask.location, digest)
+        .await
+    {
+        referrers.extend(our_profile(app, ask, &source_manifest).await);
+    }
+    Ok(referrers)
 }
 
 /// The upstream's list. An unknown repository or digest has an empty list.
@@ -107,6 +135,39 @@ async fn our_converted(app: &App, ask: &RegistryRequest, source: &Digest) -> Opt
         platform: None,
         rest: Map::from_iter([("artifactType".to_owned(), Value::from(CONVERTED))]),
     })
+}
+
+/// The signed statements on a converted image, listed as its referrers. They are read under the same
+/// rule as the image.
+async fn our_statements(
+    app: &App,
+    ask: &RegistryRequest,
+    converted: &Digest,
+    source: &Digest,
+) -> Vec<Descriptor> {
+    match listed_statements(app, ask, converted, source).await {
+        Ok(listed) => listed,
+        Err(error) => {
+            tracing::warn!(error = %Chain(&error), "statements on image not read");
+            Vec::new()
+        }
+    }
+}
+
+async fn listed_statements(
+    app: &App,
+    ask: &RegistryRequest,
+    converted: &Digest,
+    source: &Digest,
+) -> Result<Vec<Descriptor>, convert::Error> {
+    let mut listed = Vec::new();
+    for statement in app.converter.statements(converted, source).await? {
+        app.store
+            .link_all(&ask.holder, &statement.objects, source)
+            .await?;
+        listed.push(statement.listed);
+    }
+    Ok(listed)
 }
 
 /// The profile of the image, listed as its referrer, if it may be read under the name in the
@@ -154,10 +215,6 @@ pub(super) async fn source_digest(converted: &Bytes) -> Option<Digest> {
     })
     .await?;
     document.annotations?.get(SOURCE_DIGEST)?.parse().ok()
-}
-
-fn artifact_type(referrer: &Descriptor) -> Option<&str> {
-    referrer.rest.get("artifactType").and_then(Value::as_str)
 }
 
 /// The answer with all of `referrers`, which are left empty.

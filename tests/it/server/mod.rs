@@ -26,6 +26,7 @@ mod panics;
 mod peaks;
 mod predictions;
 mod profiles;
+mod provenance;
 mod ranges;
 mod recorded;
 mod redirects;

@@ -13,6 +13,7 @@ pub(crate) mod eventually;
 pub(crate) mod fixture;
 pub(crate) mod hostile;
 pub(crate) mod image;
+pub(crate) mod keys;
 pub(crate) mod lazy;
 pub(crate) mod link;
 pub(crate) mod memory;
