@@ -24,7 +24,7 @@ pub(super) struct Args {
     /// The place of the converted image, in the same forms
     destination: String,
     /// Convert a single layer: a tar, plain or compressed with gzip or zstd
-    #[arg(long)]
+    #[arg(long, conflicts_with = "signing_key")]
     layer: bool,
     /// Put the files of this record first; `ctr-remote image optimize --record-out` writes the same
     /// format
@@ -57,6 +57,10 @@ pub(super) struct ImageArgs {
     /// Keep the order of files in layers that are already eStargz
     #[arg(long)]
     reuse: bool,
+    /// Sign which source image each converted image was made from, with this private key (PKCS#8,
+    /// PEM), and attach the statements
+    #[arg(long, value_name = "FILE")]
+    signing_key: Option<PathBuf>,
     #[command(flatten)]
     format: FormatArgs,
     #[command(flatten)]
@@ -160,6 +164,10 @@ impl ImageArgs {
                 .collect();
             set("--platform", "platforms", toml::Value::Array(platforms));
         }
+        if let Some(key) = &self.signing_key {
+            let key = key.to_string_lossy().into_owned();
+            set("--signing-key", "signing_key", key.into());
+        }
         if self.all_platforms {
             set("--all-platforms", "all_platforms", true.into());
         }
@@ -228,6 +236,9 @@ pub(super) fn print(report: &ConversionReport, destination: &str) -> Result<(), 
         "{destination} was converted from {}",
         report.source
     ));
+    if report.statements > 0 {
+        output::say(&format!("{} signed statements attached", report.statements));
+    }
     output::print(&format!("{}\n", report.converted))
 }
 

@@ -7,12 +7,13 @@ use std::process::ExitCode;
 use bytesize::ByteSize;
 
 use super::registry_args::RegistryArgs;
-use super::table::Table;
+use super::table::{Table, printable};
 use super::{Global, output};
 use crate::failure::Failure;
 use crate::inspect::blob::Blob;
 use crate::inspect::open::OpenImage;
 use crate::inspect::profiles::ImageProfiles;
+use crate::inspect::provenance::ImageStatements;
 use crate::inspect::report::{FileReport, LayerReport, Report, TocReport};
 use crate::oci::Platform;
 
@@ -35,6 +36,9 @@ pub(super) struct Args {
     /// source of this knowledge
     #[arg(long, conflicts_with = "toc")]
     profile: bool,
+    /// Show the signed statements on the image; `verify --provenance-key` verifies them
+    #[arg(long, conflicts_with_all = ["toc", "profile"])]
+    provenance: bool,
     /// Only this platform of a multi-platform image
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<Platform>,
@@ -44,9 +48,9 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     if Path::new(&args.what).is_file() {
-        if args.profile {
+        if args.profile || args.provenance {
             return Err(Failure::new(
-                "only an image has a profile, not the file of a layer",
+                "only an image has a profile and statements, not the file of a layer",
             ));
         }
         file(args).await?;
@@ -91,6 +95,9 @@ async fn image(args: &Args, global: &Global) -> Result<(), Failure> {
     if args.profile {
         return print_profiles(&image.profiles().await?, args.json);
     }
+    if args.provenance {
+        return print_statements(&image.statements().await?, args.json);
+    }
     let report = image.report().await?;
     for (digest, failure) in &report.broken {
         output::say(&format!("{digest}: {failure}"));
@@ -122,6 +129,36 @@ fn print_profiles(images: &[ImageProfiles], json: bool) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+fn print_statements(images: &[ImageStatements], json: bool) -> Result<(), Failure> {
+    if json {
+        return output::print_json(&images);
+    }
+    let mut text = String::new();
+    for ImageStatements { image, statements } in images {
+        text.push_str(&format!("{image}\n"));
+        if statements.is_empty() {
+            text.push_str("  no signed statement refers to it\n");
+        }
+        for statement in statements {
+            text.push_str(&format!("  statement   {}\n", statement.artifact));
+            if let Some(failure) = &statement.failure {
+                text.push_str(&format!("  not read: {}\n", printable(failure)));
+            }
+            if let (Some(source), Some(generation)) = (&statement.source, &statement.generation) {
+                text.push_str(&format!("  source      {source}\n"));
+                text.push_str(&format!("  generation  {}\n", printable(generation)));
+            }
+            for key in &statement.keys {
+                text.push_str(&format!(
+                    "  key         {} (not verified)\n",
+                    printable(key)
+                ));
+            }
+        }
+    }
+    output::print(&text)
 }
 
 fn tables(report: &Report, name: &str) -> String {

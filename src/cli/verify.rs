@@ -2,9 +2,9 @@
 //!
 //! A layer's TOC is compared with its tar, every chunk and file with its digest, and the stream
 //! with the diff-id of the image's configuration. With `--against`, the stream is also compared
-//! with the tar of the source layer.
+//! with the tar of the source layer. With `--provenance-key`, the image must have a signed statement.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -17,6 +17,7 @@ use crate::inspect::Part;
 use crate::inspect::image::Verification;
 use crate::inspect::layer::LayerFile;
 use crate::oci::Platform;
+use crate::provenance::TrustedKeys;
 
 /// Check every byte of an image or of a layer's file; the exit code is 1 if there is a difference
 #[derive(Debug, clap::Args)]
@@ -30,6 +31,10 @@ pub(super) struct Args {
     /// The blob of a layer file's external TOC
     #[arg(long, value_name = "FILE")]
     external_toc: Option<String>,
+    /// Require a signed statement on the image by this public key (PEM; repeatable): that it was
+    /// converted, with --against from that source image
+    #[arg(long, value_name = "FILE")]
+    provenance_key: Vec<PathBuf>,
     /// Print the outcome as JSON
     #[arg(long)]
     json: bool,
@@ -49,7 +54,13 @@ struct Outcome {
 
 pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     let config = global.load(Vec::new())?.config;
+    let keys = TrustedKeys::read(&args.provenance_key).map_err(Failure::from_error)?;
     let parts = if Path::new(&args.what).is_file() {
+        if !keys.is_empty() {
+            return Err(Failure::new(
+                "only an image has a signed statement, not the file of a layer",
+            ));
+        }
         let file = LayerFile {
             path: &args.what,
             against: args.against.as_deref(),
@@ -61,6 +72,7 @@ pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failur
         let verification = Verification {
             registries: args.registry.registries(&config),
             platform: args.platform.as_ref(),
+            keys: &keys,
             counter: bar.counter(),
         };
         let parts = verification

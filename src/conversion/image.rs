@@ -47,6 +47,9 @@ pub(crate) struct ConversionReport {
     pub(crate) generation: String,
     pub(crate) images: Vec<ImageReport>,
     pub(crate) passed_through: Vec<PassedThrough>,
+    /// The number of signed statements that are attached.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) statements: usize,
     /// The number of images that were left out because the source does not have them.
     #[serde(skip)]
     pub(crate) missing: usize,
@@ -60,6 +63,12 @@ impl ImageConversion<'_> {
         recorded: Vec<Line>,
         counter: &ProgressBar,
     ) -> Result<ConversionReport, Failure> {
+        if self.convert.signing_key.is_some() && !Destination::takes_referrers(self.target) {
+            return Err(Failure::new(
+                "convert.signing_key is set, and an archive holds an image alone: sign into a \
+                 registry or a layout",
+            ));
+        }
         let endpoint = self.registries.endpoint(self.source)?;
         let folder = Destination::folder(self.target);
         let scratch = ScratchStore::open(self.store, self.store_location, folder).await?;
@@ -76,7 +85,9 @@ impl ImageConversion<'_> {
         let (bundle, missing) = self.bundle(reader, &record).await?;
         self.write(&converter, &record, reader, &bundle, counter)
             .await?;
+        let statements = self.attach_statements(&converter, &record, &bundle).await?;
         Ok(ConversionReport {
+            statements,
             source: manifest.digest.clone(),
             generation: converter.generation().0.clone(),
             images: ImageReport::of_bundle(reader, &bundle).await?,
@@ -131,6 +142,11 @@ impl ImageConversion<'_> {
             .deliver(reader, destination, tocs.as_ref(), counter)
             .await
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes it")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// Converts an image, and counts the bytes of its layers.

@@ -12,5 +12,6 @@ pub(crate) mod layer;
 mod profiles;
 pub(crate) mod record;
 mod scratch;
+mod statements;
 
 pub(crate) use image::{ConversionReport, ImageConversion};

@@ -16,6 +16,7 @@ use crate::layers::digest::to_format;
 use crate::oci::manifest::{ImageConfig, ImageManifest};
 use crate::oci::media_type::is_convertible_layer;
 use crate::oci::{Descriptor, Digest, Manifest, Platform};
+use crate::provenance::TrustedKeys;
 use crate::transport::document::parse;
 use crate::transport::{ImageReader, Registries, external_toc};
 
@@ -54,6 +55,8 @@ pub(crate) struct Verification<'a> {
     pub(crate) registries: Registries<'a>,
     /// Only this platform of a multi-platform image.
     pub(crate) platform: Option<&'a Platform>,
+    /// If there are any, a statement on the image must be signed by one of these.
+    pub(crate) keys: &'a TrustedKeys,
     pub(crate) counter: &'a ProgressBar,
 }
 
@@ -82,6 +85,10 @@ impl Verification<'_> {
         let mut parts: Vec<_> = missing
             .map(|digest| Part::not_held(digest.to_string()))
             .collect();
+        if !self.keys.is_empty() {
+            let source = source.as_ref().map(|source| &source.image);
+            parts.push(converted.image.provenance(self.keys, source).await);
+        }
         for manifest in converted.image.bundle.images() {
             let image = Image::read(&converted, manifest).await?;
             let source_image = match &source {

@@ -5,6 +5,7 @@ pub(crate) mod image;
 pub(crate) mod layer;
 pub(crate) mod open;
 pub(crate) mod profiles;
+pub(crate) mod provenance;
 pub(crate) mod report;
 
 use serde::Serialize;

@@ -44,6 +44,11 @@ impl OpenImage {
         })
     }
 
+    /// The digest of the manifest that was named, whatever the platform.
+    pub(super) fn root_digest(&self) -> &Digest {
+        &self.root.0
+    }
+
     pub(super) fn reader(&self) -> ImageReader<'_> {
         ImageReader {
             store: None,

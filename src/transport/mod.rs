@@ -18,6 +18,7 @@ mod location;
 pub(crate) mod platform;
 mod registries;
 mod source;
+mod statements;
 mod upstreams;
 
 pub(crate) use bundle::{ImageBundle, ImageReader};
@@ -26,4 +27,5 @@ pub(crate) use endpoint::Endpoint;
 pub(crate) use location::{LayoutImage, Location};
 pub(crate) use registries::Registries;
 pub use source::Source;
+pub use statements::{FoundStatement, NoEnvelope, Proof, Unproven};
 pub use upstreams::Upstreams;

@@ -3,6 +3,7 @@
 mod config;
 mod image;
 mod layer;
+mod provenance;
 mod reference;
 mod warm;
 
