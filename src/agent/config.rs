@@ -91,6 +91,13 @@ pub struct Config {
     /// kernel can do it, which is tried at each start. With `erofs` the agent does not start on a
     /// kernel that cannot. Layers that are mounted keep their driver.
     pub driver: DriverKind,
+    /// Whether the pull of an image fails that has no statement, signed by one of
+    /// `provenance_keys`, that a Starlift server or `starlift convert` made it. Images that are
+    /// pulled from elsewhere need an exception, also the one that containerd starts for each pod.
+    pub require_provenance: bool,
+    /// The files of the public keys (PEM; Ed25519, or ECDSA on P-256) that may sign the statements.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub provenance_keys: Vec<PathBuf>,
     /// Exceptions for some images. The first rule that matches an image counts.
     pub image: Vec<ImageRule>,
 }
@@ -153,6 +160,9 @@ pub struct ImageRule {
     /// Replaces the agent's `workload`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload: Option<Workload>,
+    /// Replaces the agent's `require_provenance`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub require_provenance: Option<bool>,
 }
 
 /// The settings that apply to one image.
@@ -162,6 +172,7 @@ pub(super) struct Policy {
     pub(super) prefetch: bool,
     pub(super) background: Background,
     pub(super) workload: Workload,
+    pub(super) require_provenance: bool,
 }
 
 impl Default for Config {
@@ -191,6 +202,8 @@ impl Default for Config {
             listen: None,
             liveness: None,
             driver: DriverKind::default(),
+            require_provenance: false,
+            provenance_keys: Vec::new(),
             image: Vec::new(),
         }
     }
@@ -217,6 +230,9 @@ impl Config {
             workload: rule
                 .and_then(|rule| rule.workload.clone())
                 .unwrap_or_else(|| self.workload.clone()),
+            require_provenance: rule
+                .and_then(|rule| rule.require_provenance)
+                .unwrap_or(self.require_provenance),
         }
     }
 }

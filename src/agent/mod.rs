@@ -35,6 +35,7 @@ mod opening;
 mod patience;
 pub mod prefetch;
 pub mod profiles;
+pub mod provenance;
 mod pulls;
 pub mod recorder;
 pub mod records;

@@ -18,6 +18,7 @@ use super::layer_mount::LayerMount;
 use super::layers::Layers;
 use super::mounted::Mounted;
 use super::native::Natives;
+use super::provenance::{self, ProvenanceCheck};
 use super::server::{self, ServeError};
 use super::snapshots::{self, Snapshots};
 use super::snapshotter::Snapshotter;
@@ -50,6 +51,8 @@ pub enum RunError {
     #[error("snapshots not opened")]
     Snapshots(#[source] snapshots::Error),
     #[error(transparent)]
+    Provenance(#[from] provenance::CheckError),
+    #[error(transparent)]
     Upstreams(#[from] registry::Error),
     #[error("containerd's socket not dialled")]
     Cri(#[from] tonic::transport::Error),
@@ -78,6 +81,7 @@ pub async fn run(
     let credentials =
         credentials(config, &keeper, kept.remove(CREDENTIALS)).map_err(RunError::Keeper)?;
     let upstreams = Upstreams::with_logins(upstreams, credentials.logins())?;
+    let provenance = ProvenanceCheck::open(config, &upstreams)?;
     let images = config
         .cri
         .as_deref()
@@ -143,7 +147,7 @@ pub async fn run(
 
     let serving = server::serve(
         listener,
-        Snapshotter::new(snapshots, layers),
+        Snapshotter::new(snapshots, layers).requiring(provenance),
         images,
         shutdown,
     );

@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status};
 use super::filter::Filter;
 use super::layers::Layers;
 use super::profiles::{ImageLayers, Starts};
+use super::provenance::ProvenanceCheck;
 use super::snapshots::{
     Error, Info, Kind, Labels, LazyLayer, Measured, Mount, Snapshots, TARGET_LABEL, Target,
 };
@@ -41,6 +42,7 @@ pub struct Snapshotter {
     snapshots: Arc<Snapshots>,
     starts: Starts,
     layers: Arc<Layers>,
+    provenance: Option<Arc<ProvenanceCheck>>,
 }
 
 impl Snapshotter {
@@ -49,7 +51,28 @@ impl Snapshotter {
             snapshots,
             starts: Starts::new(Arc::clone(&layers)),
             layers,
+            provenance: None,
         }
+    }
+
+    /// The same, but refuses layers that do not pass the check.
+    #[must_use]
+    pub fn requiring(self, check: Option<ProvenanceCheck>) -> Self {
+        Self {
+            provenance: check.map(Arc::new),
+            ..self
+        }
+    }
+
+    /// Fails if the provenance of a layer is required, and is not proven.
+    async fn proven(&self, labels: &Labels) -> Result<(), Status> {
+        let Some(check) = &self.provenance else {
+            return Ok(());
+        };
+        check.layer(labels).await.map_err(|reason| {
+            tracing::warn!(reason = chain(&reason), "layer refused");
+            Status::failed_precondition(reason.to_string())
+        })
     }
 
     /// Runs blocking work on a thread that may block. The work runs to its end even if the client
@@ -80,10 +103,12 @@ impl Snapshotter {
             Ok::<_, Error>((found, snapshots.parents(parent.as_deref())?))
         };
         let (found, parents) = self.blocking(look).await?;
-        let name = match found {
-            Target::Committed => return Ok(true),
-            Target::Taken => return Ok(false),
-            Target::Free(name) => name,
+        if found == Target::Committed {
+            return Ok(true);
+        }
+        self.proven(&snapshot.labels).await?;
+        let Target::Free(name) = found else {
+            return Ok(false);
         };
         let spec = match LayerSpec::from_labels(&snapshot.labels) {
             Ok(spec) => spec,
@@ -152,8 +177,11 @@ impl Snapshotter {
                 "target snapshot {target:?}: already exists"
             )));
         }
-        let is_unpacked =
-            snapshot.labels.contains_key(TARGET_LABEL) || is_for_unpacking(&snapshot.key);
+        let has_target = snapshot.labels.contains_key(TARGET_LABEL);
+        let is_unpacked = has_target || is_for_unpacking(&snapshot.key);
+        if is_unpacked && !has_target {
+            self.proven(&snapshot.labels).await?;
+        }
         let SnapshotRequest {
             key,
             parent,

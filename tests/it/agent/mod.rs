@@ -10,6 +10,7 @@ mod model;
 mod mount;
 mod peaks;
 mod profiles;
+mod provenance;
 mod pull;
 mod reads;
 mod socket;

@@ -10,6 +10,7 @@ mod install;
 mod optimize;
 mod predictions;
 mod profiles;
+mod provenance;
 mod pulls;
 mod ranges;
 mod reference;
