@@ -3,6 +3,8 @@
 //! An image is signed when its record is written. One that was converted without the key is signed
 //! when its statements are requested, without another conversion.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::converter::{Converter, Shared};
@@ -72,7 +74,7 @@ impl Shared {
         };
         let bytes = self.store.read_all(&object).await?;
         let manifest = Manifest::new(object.media_type.unwrap_or_default(), bytes);
-        let (key, id, source) = (key.clone(), key.id().to_string(), source.clone());
+        let (key, id, source) = (Arc::clone(key), key.id().to_string(), source.clone());
         let made = off_worker(manifest.bytes.len(), move || {
             provenance::sign(&key, &manifest, &source)
         });
