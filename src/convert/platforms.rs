@@ -87,6 +87,7 @@ impl Shared {
             Some(error) if documents.is_empty() => Err(Error::Children(error)),
             Some(_) => {
                 self.put_documents(documents).await?;
+                self.sign(&record).await;
                 Ok(ImageOutcome::ForNow(record))
             }
             None => {

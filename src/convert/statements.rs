@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::future::try_join_all;
 
 use super::converter::{Converter, Shared};
 use super::documents::off_worker;
@@ -50,7 +51,7 @@ impl Shared {
 
     /// Signs the record's converted image in both families of media types, unless that was done.
     /// Without a statement the image is served all the same.
-    async fn sign(&self, record: &ImageRecord) {
+    pub(super) async fn sign(&self, record: &ImageRecord) {
         if record.converted == record.source {
             return;
         }
@@ -80,23 +81,22 @@ impl Shared {
         });
         let artifact = made.await??;
         let listed = artifact.listed();
-        let mut objects = vec![listed.digest.clone()];
-        for (blob, bytes) in artifact.blobs {
-            objects.push(self.put_object(&blob.media_type, bytes).await?);
-        }
         let manifest = artifact.manifest;
-        self.put_object(&manifest.media_type, manifest.bytes)
-            .await?;
+        let blobs = artifact.blobs.map(|(blob, bytes)| (blob.media_type, bytes));
+        let objects = blobs
+            .into_iter()
+            .chain([(manifest.media_type, manifest.bytes)]);
+        let stored = objects.map(|(media_type, bytes)| self.put_object(media_type, bytes));
         let statement = StoredStatement {
             key: id,
             listed,
-            objects,
+            objects: try_join_all(stored).await?,
         };
         Ok(self.store.put_statement(converted, statement).await?)
     }
 
-    async fn put_object(&self, media_type: &str, bytes: Bytes) -> Result<Digest, Error> {
-        Ok(self.store.put(media_type, bytes).await?.digest)
+    async fn put_object(&self, media_type: String, bytes: Bytes) -> Result<Digest, Error> {
+        Ok(self.store.put(&media_type, bytes).await?.digest)
     }
 
     /// Whether one of the statements is by the configured key, or none is configured.

@@ -1,5 +1,6 @@
-//! Nodes that require provenance: a kubelet's pull of a signed image starts lazily, and that of an
-//! image without a statement fails with the reason, before anything of it is unpacked.
+//! Nodes that require provenance: a pull of a signed image is lazy, and that of an image without a
+//! statement fails with the reason, before anything of it is unpacked. Statements are copied by
+//! clients that copy referrers.
 
 use std::sync::Arc;
 
@@ -9,11 +10,12 @@ use starlift::containerd::runtime::v1::{ImageSpec, PullImageRequest};
 use tonic::Request;
 
 use crate::support::agent::Agent;
-use crate::support::containerd::{Containerd, CriPull, Release};
+use crate::support::containerd::{Containerd, CriPull, Release, on_each_release};
 use crate::support::cri::Kubelet;
-use crate::support::fixture::{self, Layout, sleeping_app};
+use crate::support::docker_registry::{Access, DockerRegistry};
+use crate::support::fixture::{self, Fixture, Layout, sleeping_app};
 use crate::support::keys::KeyFiles;
-use crate::support::place::fetch;
+use crate::support::place::{Place, fetch};
 use crate::support::pods::Pod;
 use crate::support::registry::Registry;
 use crate::support::starlift::Starlift;
@@ -115,4 +117,64 @@ async fn only_signed_images_start(containerd: Release, by: CriPull) {
     let read = pod.exec(&["/bin/cat", "/usr/share/old/d"]).await;
     assert_eq!(read.unwrap(), "new\n");
     pod.remove().await.unwrap();
+}
+
+/// Returns a server that signs with `key`, of the fixture `app`, and the name of the image in it.
+fn signing(place: &Place, key: &KeyFiles) -> (Starlift, String) {
+    let upstream = format!("local=oci:{}", Fixture::get("app").dir.display());
+    let arguments = ["--wait", "25s", "--upstream", &upstream];
+    let server = Starlift::start_with(place, &arguments, |command| {
+        command.env("STARLIFT_CONVERT_SIGNING_KEY", &key.private);
+    });
+    server.converted("local/image", "1");
+    let name = format!("{}/local/image:1", server.address);
+    (server, name)
+}
+
+on_each_release!(a_pull_without_a_kubelet_is_proven_by_the_images_name);
+
+fn a_pull_without_a_kubelet_is_proven_by_the_images_name(containerd: Release) {
+    let tools = [fixture::TOOLS, &["ctr-remote"]].concat();
+    let Some(place) = containerd.place(&tools) else {
+        return;
+    };
+    let key = KeyFiles::new(place.path(), "key");
+    let (_server, image) = signing(&place, &key);
+    let settings = [
+        ("BACKGROUND", "off"),
+        ("REQUIRE_PROVENANCE", "true"),
+        ("PROVENANCE_KEYS", key.public_path()),
+    ];
+    let agent = Agent::start_with(&place, &settings);
+    let containerd = Containerd::start_with(&place, &agent.plugin("stargz"));
+    containerd.pull_lazily(&image);
+    let layers = containerd.manifest(&image)["layers"].clone();
+    assert_eq!(agent.lazy().len(), layers.as_array().unwrap().len());
+}
+
+#[test]
+fn clients_that_copy_referrers_copy_the_statement() {
+    let tools = [fixture::TOOLS, &["docker-registry"]].concat();
+    let Some(place) = Place::with_clients(&["oras", "regctl"], &tools) else {
+        return;
+    };
+    let key = KeyFiles::new(place.path(), "key");
+    let (server, image) = signing(&place, &key);
+    let registry = DockerRegistry::start(&place, Access::Anyone);
+    let (from, to) = (server.address, registry.address);
+    let plain = format!("--host reg={from},tls=disabled --host reg={to},tls=disabled");
+    for (name, copy) in [
+        (
+            "oras",
+            "oras cp -r --from-plain-http --to-plain-http".to_owned(),
+        ),
+        ("regctl", format!("regctl {plain} image copy --referrers")),
+    ] {
+        let copied = format!("{to}/{name}/app:1");
+        place.run(&format!("{copy} {image} {copied}"));
+        let starlift = env!("CARGO_BIN_EXE_starlift");
+        let verify = format!("verify --provenance-key {} {copied}", key.public_path());
+        let verified = place.run(&format!("{starlift} {verify}"));
+        assert!(verified.contains("signed by"), "{name}: {verified}");
+    }
 }

@@ -128,6 +128,26 @@ async fn an_index_and_each_of_its_images_have_a_statement() {
 }
 
 #[tokio::test]
+async fn an_index_that_is_converted_in_part_for_now_is_signed_too() {
+    let keys = Keys::new();
+    let key = keys.key("a");
+    let stage = signed(Store::in_memory(), &key).await;
+    let (amd, arm) = (
+        ImageBuilder::new(1).build(),
+        ImageBuilder::new(2).architecture("arm64").build(),
+    );
+    let layer = format!("/blobs/{}", Digest::sha256_of(&arm.layers()[0]));
+    stage.registry.on(&layer).answer(503, &[]);
+    let index = Image::index(vec![("linux/amd64", amd), ("linux/arm64", arm)], false);
+    stage.registry.push("app", "v1", &index);
+    let answer = stage.get(MANIFEST).await;
+    assert_ne!(answer.digest(), index.digest().to_string());
+    stage.verified(answer.digest(), &key.trusted()).await;
+    let child = answer.json()["manifests"][1]["digest"].clone();
+    assert!(stage.statements(child.as_str().unwrap()).await.is_empty());
+}
+
+#[tokio::test]
 async fn nothing_is_signed_without_a_key() {
     let stage = Stage::new().await;
     stage.push_app();
