@@ -88,7 +88,7 @@ struct FormatArgs {
     /// Compress faster, for a few percent more size
     #[arg(long)]
     fast: bool,
-    /// Most bytes of a file in one separately fetched chunk: 4MiB
+    /// Most bytes of a file in one separately fetched chunk: 256KiB
     #[arg(long, value_name = "SIZE", aliases = ["estargz-chunk-size", "zstdchunked-chunk-size"])]
     chunk_size: Option<String>,
     /// Let files smaller than this share a compressed member

@@ -128,7 +128,7 @@ impl Default for Config {
             level: None,
             format: Format::Estargz,
             layout: Layout::SourceFirst,
-            chunk_size: ByteSize::mib(4),
+            chunk_size: ByteSize::kib(256),
             min_chunk_size: ByteSize::b(0),
             platforms: vec![platform("amd64"), platform("arm64")],
             all_platforms: false,
@@ -206,7 +206,7 @@ fn chunk_bytes(key: &str, size: ByteSize) -> Result<u32, Error> {
 }
 
 /// Returns the name of all options that the converted bytes depend on, beside the source:
-/// `g1-gzip6-source-4194304`.
+/// `g1-gzip6-source-262144`.
 pub fn generation(options: &Options, priorities: &Priorities) -> Generation {
     let compression = match options.compression {
         Compression::Gzip(level) => format!("gzip{level}"),
@@ -245,48 +245,48 @@ mod tests {
     #[test]
     fn the_generation_names_exactly_the_options_that_bytes_depend_on() {
         let config = Config::default();
-        assert_eq!(named(&config), "g1-gzip6-source-4194304");
+        assert_eq!(named(&config), "g1-gzip6-source-262144");
         assert_eq!(
             named(&Config {
                 setting: Setting::Fast,
                 ..config.clone()
             }),
-            "g1-gzip1-source-4194304"
+            "g1-gzip1-source-262144"
         );
         assert_eq!(
             named(&Config {
                 layout: Layout::Classic,
                 ..config.clone()
             }),
-            "g1-gzip6-classic-4194304"
+            "g1-gzip6-classic-262144"
         );
         assert_eq!(
             named(&Config {
                 format: Format::Zstdchunked,
                 ..config.clone()
             }),
-            "g1-zstd3-source-4194304"
+            "g1-zstd3-source-262144"
         );
         let external = Config {
             format: Format::EstargzExternalToc,
             min_chunk_size: ByteSize::kib(1),
             ..config.clone()
         };
-        assert_eq!(named(&external), "g1-gzip6-source-4194304-min1024-external");
+        assert_eq!(named(&external), "g1-gzip6-source-262144-min1024-external");
         let elsewhere = Config {
             threads: NonZeroUsize::new(7),
             memory: ByteSize::gib(1),
             platforms: vec![],
             ..config.clone()
         };
-        assert_eq!(named(&elsewhere), "g1-gzip6-source-4194304");
+        assert_eq!(named(&elsewhere), "g1-gzip6-source-262144");
         let priorities = Priorities::new(vec![Priority {
             path: b"bin/sh".to_vec(),
             layer: None,
         }]);
         let prioritized = generation(&config.options().unwrap(), &priorities).0;
         let digest = prioritized
-            .strip_prefix("g1-gzip6-source-4194304-first-")
+            .strip_prefix("g1-gzip6-source-262144-first-")
             .unwrap();
         assert!(
             priorities

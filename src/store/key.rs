@@ -25,7 +25,7 @@ use crate::oci::Digest;
 use crate::profile::Stack;
 
 /// The format generation and options that a converted object's bytes depend on:
-/// `g1-gzip6-source-4194304`.
+/// `g1-gzip6-source-262144`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct Generation(pub String);
