@@ -221,7 +221,7 @@ async fn refusals_that_no_rule_makes_are_logged_with_their_reason() {
     for _ in 0..5 {
         stage.get("/v2/local/app/manifests/v1").await;
     }
-    let lines = lines(&path, 2).await;
+    let lines = lines(&path, 3).await;
     let by = |reason: &str| lines.iter().filter(|line| line["by"] == reason).count();
     assert_eq!(by("cross-site"), 1, "{lines:#?}");
     assert_eq!(by("budget-address-requests"), 1, "{lines:#?}");
