@@ -34,6 +34,7 @@ mod manifests;
 mod middleware;
 mod multipart;
 mod negotiate;
+mod operator;
 mod page;
 mod places;
 mod policy;

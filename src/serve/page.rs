@@ -7,16 +7,15 @@ use axum::response::{Html, IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{CONTENT_SECURITY_POLICY, HOST};
-use http::{HeaderMap, HeaderValue, Uri};
+use http::{HeaderMap, HeaderValue};
 use sha2::{Digest as _, Sha256};
 
 use crate::convert::{Conversion, State};
 
-use super::api::admit_operator;
 use super::app::App;
 use super::config::Config;
-use super::face::Face;
 use super::jobs::Job;
+use super::operator::Operator;
 
 const TEMPLATE: &str = include_str!("page.html");
 /// The page is one document with this one style. Nothing else may load or run, and no other page
@@ -36,13 +35,9 @@ const MAX_ROWS: usize = 20;
 
 pub(crate) async fn show(
     extract::State(app): extract::State<Arc<App>>,
-    extract::Extension(face): extract::Extension<Face>,
+    _: Operator,
     headers: HeaderMap,
-    uri: Uri,
 ) -> Response {
-    if let Err(failure) = admit_operator(&app, face, &headers, &uri).await {
-        return failure.into_response();
-    }
     let host = images_at(&app.config, &headers);
     let scheme = if app.config.tls.is_some() {
         "https"
