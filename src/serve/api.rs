@@ -23,6 +23,7 @@ use super::caller::Caller;
 use super::error::{ApiError, refused};
 use super::face::Face;
 use super::jobs::Job;
+use super::operator::{Operator, admit_operator};
 use super::registry_request::{Sender, admit};
 use super::{request_body, response};
 
@@ -60,14 +61,7 @@ impl Target {
     }
 }
 
-pub(crate) async fn status(
-    State(app): State<Arc<App>>,
-    Extension(face): Extension<Face>,
-    caller: Caller,
-) -> Response {
-    if let Err(failure) = admit_operator(&app, face, &caller).await {
-        return failure.into_response();
-    }
+pub(crate) async fn status(State(app): State<Arc<App>>, _: Operator) -> Response {
     let status = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "generation": app.converter.generation(),
@@ -80,14 +74,7 @@ pub(crate) async fn status(
     response::json(StatusCode::OK, &status)
 }
 
-pub(crate) async fn list(
-    State(app): State<Arc<App>>,
-    Extension(face): Extension<Face>,
-    caller: Caller,
-) -> Response {
-    if let Err(failure) = admit_operator(&app, face, &caller).await {
-        return failure.into_response();
-    }
+pub(crate) async fn list(State(app): State<Arc<App>>, _: Operator) -> Response {
     response::json(StatusCode::OK, &json!({ "conversions": app.jobs.list() }))
 }
 
@@ -182,26 +169,6 @@ async fn start_wanted(app: &Arc<App>, face: Face, request: Request) -> Result<Re
         &format!("/api/v1/conversions/{}", job.id),
     );
     Ok(response)
-}
-
-/// Admits an operator. The listener of the API is for operators as long as only this machine
-/// reaches it.
-pub(crate) async fn admit_operator(app: &App, face: Face, caller: &Caller) -> Result<(), ApiError> {
-    let account = Account::current();
-    if face == Face::Api && app.config.api_listen.ip().to_canonical().is_loopback() {
-        account.is_local();
-        return Ok(());
-    }
-    let sender = Sender::of(caller);
-    let identity = app
-        .access
-        .identify(sender.headers, sender.certificate)
-        .await;
-    let admitted = identity.and_then(|identity| {
-        account.identified(&identity);
-        app.access.admit_to_all(&identity, Action::Admin)
-    });
-    admitted.map_err(|refusal| sender.refused(app, &refusal))
 }
 
 /// Admits a client that wants to convert an image before it is pulled.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Extension, State};
+use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
@@ -13,11 +13,9 @@ use tokio::time::timeout;
 use crate::convert::{Conversion, State as Progress};
 use crate::telemetry::metrics::{CONTENT_TYPE as OPEN_METRICS, metrics as process};
 
-use super::api::admit_operator;
 use super::app::App;
-use super::caller::Caller;
 use super::error::{ApiError, Chain};
-use super::face::Face;
+use super::operator::Operator;
 use super::response;
 
 /// Longer than any healthy store takes, shorter than the usual timeout of a probe.
@@ -49,14 +47,7 @@ pub(crate) async fn ready(State(app): State<Arc<App>>) -> Response {
 }
 
 /// The process's metrics, including those that are only counted on request.
-pub(crate) async fn metrics(
-    State(app): State<Arc<App>>,
-    Extension(face): Extension<Face>,
-    caller: Caller,
-) -> Response {
-    if let Err(failure) = admit_operator(&app, face, &caller).await {
-        return failure.into_response();
-    }
+pub(crate) async fn metrics(State(app): State<Arc<App>>, _: Operator) -> Response {
     let is_running = |conversion: &Conversion| conversion.state == Progress::Running;
     let running = app
         .converter

@@ -39,6 +39,7 @@ mod manifests;
 mod middleware;
 mod multipart;
 mod negotiate;
+mod operator;
 mod page;
 mod places;
 mod policy;

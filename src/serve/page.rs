@@ -12,12 +12,10 @@ use sha2::{Digest as _, Sha256};
 
 use crate::convert::{Conversion, State};
 
-use super::api::admit_operator;
 use super::app::App;
-use super::caller::Caller;
 use super::config::Config;
-use super::face::Face;
 use super::jobs::Job;
+use super::operator::Operator;
 
 const TEMPLATE: &str = include_str!("page.html");
 /// The page is one document with this one style. Nothing else may load or run, and no other page
@@ -37,13 +35,10 @@ const MAX_ROWS: usize = 20;
 
 pub(crate) async fn show(
     extract::State(app): extract::State<Arc<App>>,
-    extract::Extension(face): extract::Extension<Face>,
-    caller: Caller,
+    _: Operator,
+    headers: HeaderMap,
 ) -> Response {
-    if let Err(failure) = admit_operator(&app, face, &caller).await {
-        return failure.into_response();
-    }
-    let host = images_at(&app.config, &caller.headers);
+    let host = images_at(&app.config, &headers);
     let scheme = if app.config.tls.is_some() {
         "https"
     } else {

@@ -24,9 +24,8 @@ use crate::transport::Upstreams;
 /// Number of trees that are compared. Each has some sixty files.
 const TREES: u64 = 4;
 const READS: usize = 200;
-const XATTR: &str = "SCHILY.xattr.";
 
-/// The attributes of a file that a tar has.
+/// The attributes of a file that a tar has in its header.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
     kind: Kind,
@@ -35,7 +34,6 @@ struct Seen {
     size: u64,
     modified: i64,
     device: (u32, u32),
-    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     target: Vec<u8>,
 }
 
@@ -79,10 +77,6 @@ fn collect(filesystem: &FileSystem, directory: Inode, path: &Path, tree: &mut Tr
         let (inode, attributes) = filesystem.lookup(directory, &listed.name).unwrap();
         assert_eq!((inode, attributes), (listed.inode, listed.attributes));
         assert_eq!(filesystem.attributes(inode).unwrap(), attributes);
-        let names = filesystem.xattrs(inode).unwrap();
-        let names = names
-            .split(|byte| *byte == 0)
-            .filter(|name| !name.is_empty());
         let is_file = attributes.kind == Kind::File;
         let seen = Seen {
             kind: attributes.kind,
@@ -91,9 +85,6 @@ fn collect(filesystem: &FileSystem, directory: Inode, path: &Path, tree: &mut Tr
             size: if is_file { attributes.size } else { 0 },
             modified: attributes.modified.seconds,
             device: attributes.device,
-            xattrs: names
-                .map(|name| (name.to_vec(), filesystem.xattr(inode, name).unwrap()))
-                .collect(),
             target: filesystem.target(inode).unwrap_or_default(),
         };
         tree.0.insert(path.clone(), seen);
@@ -125,7 +116,7 @@ fn listed(filesystem: &FileSystem, directory: Inode) -> Vec<Listed> {
 fn in_tar(tar: &[u8]) -> (BTreeMap<PathBuf, Seen>, BTreeMap<PathBuf, PathBuf>) {
     let (mut files, mut links) = (BTreeMap::new(), BTreeMap::new());
     for entry in Archive::new(Cursor::new(tar)).entries().unwrap() {
-        let mut entry = entry.unwrap();
+        let entry = entry.unwrap();
         let path: PathBuf = entry.path().unwrap().components().collect();
         let path = path.strip_prefix(".").unwrap_or(&path).to_owned();
         if path.as_os_str().is_empty() {
@@ -135,20 +126,13 @@ fn in_tar(tar: &[u8]) -> (BTreeMap<PathBuf, Seen>, BTreeMap<PathBuf, PathBuf>) {
             let target = entry.link_name().unwrap().unwrap().into_owned();
             links.insert(path, target);
         } else {
-            files.insert(path, described(&mut entry));
+            files.insert(path, described(&entry));
         }
     }
     (files, links)
 }
 
-fn described(entry: &mut Entry<'_, Cursor<&[u8]>>) -> Seen {
-    let xattrs = entry.pax_extensions().unwrap().into_iter().flatten();
-    let xattrs = xattrs.filter_map(|extension| {
-        let extension = extension.unwrap();
-        let name = extension.key().unwrap().strip_prefix(XATTR)?;
-        Some((name.into(), extension.value_bytes().to_vec()))
-    });
-    let xattrs = xattrs.collect();
+fn described(entry: &Entry<'_, Cursor<&[u8]>>) -> Seen {
     let header = entry.header();
     let (kind, mode) = match header.entry_type() {
         EntryType::Directory => (Kind::Directory, header.mode().unwrap()),
@@ -158,23 +142,16 @@ fn described(entry: &mut Entry<'_, Cursor<&[u8]>>) -> Seen {
         _ => (Kind::File, header.mode().unwrap()),
     };
     let number = |number: u64| u32::try_from(number).unwrap();
-    let device = || {
-        (
-            header.device_major().unwrap(),
-            header.device_minor().unwrap(),
-        )
-    };
+    let device = || Some((header.device_major().ok()??, header.device_minor().ok()??));
     Seen {
         kind,
         mode: u16::try_from(mode).unwrap(),
         owner: (number(header.uid().unwrap()), number(header.gid().unwrap())),
         size: header.size().unwrap(),
         modified: i64::try_from(header.mtime().unwrap()).unwrap(),
-        device: match device() {
-            (Some(major), Some(minor)) if kind == Kind::CharDevice => (major, minor),
-            _ => (0, 0),
-        },
-        xattrs,
+        device: device()
+            .filter(|_| kind == Kind::CharDevice)
+            .unwrap_or_default(),
         target: entry.link_name_bytes().map_or_else(Vec::new, Into::into),
     }
 }
