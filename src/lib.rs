@@ -74,6 +74,10 @@ pub mod serve {
     pub mod access {
         mod config;
         mod identity;
+        pub mod oidc {
+            mod config;
+            pub use config::IssuerConfig;
+        }
         mod policy;
         pub use config::AccessConfig;
         pub use policy::AccessRule;

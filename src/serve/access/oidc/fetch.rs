@@ -9,7 +9,8 @@ use reqwest::{Certificate, Client, redirect};
 use serde::Deserialize;
 use url::Url;
 
-use super::config::{IssuerConfig, fetchable};
+use super::check::fetchable;
+use super::config::IssuerConfig;
 use super::keys::{JwksError, Keys, MAX_JWKS};
 use crate::registry::Secret;
 

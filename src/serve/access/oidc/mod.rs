@@ -4,6 +4,7 @@
 //! token ▶ iss: which issuer ▶ its keys ▶ signature ▶ exp, nbf, aud ▶ user: prefix and sub
 //! ```
 
+mod check;
 mod config;
 mod fetch;
 mod issuer;
