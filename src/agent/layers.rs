@@ -18,6 +18,7 @@ use super::config::Config;
 use super::data::{DataStore, LayerData, Limits};
 use super::erofs::{Driver, DriverReport, ErofsMounts, Probe, ProbeError};
 use super::fetch::{Blob, Fetcher, Reason};
+use super::idle;
 use super::layer::Layer;
 use super::layer_mount::LayerMount;
 use super::mount::{Mount, Mounts};
@@ -46,6 +47,9 @@ use crate::transport::Upstreams;
 /// pause is twice as long.
 const RESUME_PAUSE: Duration = Duration::from_secs(10);
 const LAST_RESUME_PAUSE: Duration = Duration::from_secs(600);
+
+/// Rounds of it after which memory that is not in use is returned: half a minute.
+const ROUNDS_TO_REST: u32 = 6;
 
 /// Pause between two rounds that make written content durable. Content that is not durable is
 /// compared with its digest after a power cut, so this saves work, not data.
@@ -797,15 +801,18 @@ impl Layers {
         }
     }
 
-    /// Makes what was written durable, and keeps the limits while others fill the disk. Does not
-    /// return.
+    /// Makes what was written durable, keeps the limits while others fill the disk, and returns
+    /// memory that is not in use. Does not return.
     pub async fn keep_data(self: &Arc<Self>) {
-        loop {
+        for round in (0..ROUNDS_TO_REST).cycle() {
             tokio::time::sleep(SYNC_PAUSE).await;
             let store = Arc::clone(self.fetcher.store());
             let work = move || {
                 store.sync();
                 store.keep_limits();
+                if round + 1 == ROUNDS_TO_REST {
+                    idle::release(&store);
+                }
             };
             if let Err(error) = spawn_blocking(work).await {
                 tracing::error!(%error, "data files not synced");
@@ -909,6 +916,6 @@ fn share(
     let (TocDigest::Json(toc_text) | TocDigest::Section(toc_text)) = &toc_digest;
     let state = serde_json::json!({"digest": digest, "size": size, "tocDigest": toc_text});
     let state = state.to_string().into_bytes();
-    let tree = Tree::new(toc, &format!("{digest}.json"), state)?;
+    let tree = Tree::new(store.map(toc), &format!("{digest}.json"), state)?;
     Ok(store.layer(&name, Arc::new(tree.with_weight(weight)))?)
 }

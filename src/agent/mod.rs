@@ -21,6 +21,7 @@ pub mod fetch;
 pub mod filesystem;
 pub mod filter;
 pub mod fuse;
+mod idle;
 pub mod keeper;
 pub mod layer;
 pub mod layer_mount;

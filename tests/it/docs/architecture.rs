@@ -42,6 +42,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "agent",
         &[
+            "allocator",
             "containerd",
             "layers",
             "transport",
