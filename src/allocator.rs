@@ -63,7 +63,7 @@ unsafe fn remap(block: *mut u8, size: usize, new: usize) -> *mut u8 {
 /// # Safety
 /// The block must be one of [`map`] with this size, which nobody uses.
 unsafe fn unmap(block: *mut u8, size: usize) {
-    // SAFETY: the caller's block. It cannot fail for a mapping, and nobody could be told.
+    // SAFETY: the caller's block. Unmapping a whole mapping does not fail.
     let _unmapped = unsafe { munmap(block.cast(), size) };
 }
 

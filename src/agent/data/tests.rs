@@ -733,7 +733,7 @@ fn allocated() -> usize {
 #[test]
 fn a_layer_in_use_takes_few_bytes_of_memory_for_each_of_its_files() {
     const COUNT: usize = 5000;
-    let names: Vec<String> = (0..COUNT).map(|number| format!("file-{number}")).collect();
+    let names: Vec<String> = (0..COUNT).map(|number| format!("f-{number}")).collect();
     let files: Vec<_> = names.iter().map(|name| (name.as_str(), 10)).collect();
     let world = World::new();
     let store = world.store(1 << 30);
@@ -745,7 +745,7 @@ fn a_layer_in_use_takes_few_bytes_of_memory_for_each_of_its_files() {
     let data = store.layer("many", tree).unwrap();
     let grown = (allocated() + parsed).saturating_sub(before);
     assert!(grown < 8 * COUNT, "{grown} bytes for {COUNT} files");
-    for name in ["file-0", "file-4999"] {
+    for name in ["f-0", "f-4999"] {
         let node = data.tree().toc().lookup(name).unwrap();
         let number = node.chunk_numbers().start;
         let content = Bytes::from(content(name, 10));
