@@ -29,6 +29,7 @@ pub mod agent {
     pub mod config;
     pub use config::Config;
 }
+pub mod allocator;
 mod api_client;
 pub mod aside;
 mod backoff;

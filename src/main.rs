@@ -1,11 +1,11 @@
 //! The one executable: parse, dispatch, exit code.
 
-mod allocator;
-
 use std::process::ExitCode;
 
+use starlift::allocator::Allocator;
+
 #[global_allocator]
-static ALLOCATOR: allocator::Allocator = allocator::Allocator;
+static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
     starlift::cli::main()

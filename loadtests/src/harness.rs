@@ -187,6 +187,11 @@ impl Daemon {
         self.memory_of("VmRSS:")
     }
 
+    /// Returns the resident memory that is not in files, MiB.
+    pub(crate) fn anonymous_memory(&self) -> anyhow::Result<f64> {
+        self.memory_of("RssAnon:")
+    }
+
     fn memory_of(&self, field: &str) -> anyhow::Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = status

@@ -17,13 +17,15 @@ const WHILE: Duration = Duration::from_secs(60);
 /// The number of files to which the figures are scaled.
 const PER: f64 = 100_000.0;
 
-/// One snapshotter's figures before, with and after the layer.
+/// One snapshotter's figures without and with the layer.
 #[derive(Debug, Clone, Copy)]
 struct Run {
     /// Seconds of the complete `rpull`.
     seconds: f64,
-    /// Resident memory, MiB.
-    before: f64,
+    /// Resident memory, MiB, a while after the start.
+    idle: f64,
+    /// The part of it that is not in files.
+    idle_anonymous: f64,
     mounted: f64,
     walked: f64,
     /// A while after the walk.
@@ -32,6 +34,8 @@ struct Run {
     read: f64,
     /// A while after that.
     read_quiet: f64,
+    /// The part of it that is not in files.
+    read_anonymous: f64,
     peak: f64,
 }
 
@@ -62,19 +66,21 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
             let hundred_thousands = float(count as u64) / PER;
             let per = Spread::of(
                 runs.iter()
-                    .map(|run| (run.quiet - run.before) / hundred_thousands),
+                    .map(|run| (run.quiet - run.idle) / hundred_thousands),
             );
             rows.push(vec![
                 count.to_string(),
                 (*contestant).to_owned(),
                 spread(|run| run.seconds).show(2),
-                spread(|run| run.before).show(0),
+                spread(|run| run.idle).show(1),
+                spread(|run| run.idle_anonymous).show(1),
                 spread(|run| run.mounted).show(0),
                 spread(|run| run.walked).show(0),
-                spread(|run| run.quiet).show(0),
+                spread(|run| run.quiet).show(1),
                 per.show(1),
                 spread(|run| run.read).show(0),
-                spread(|run| run.read_quiet).show(0),
+                spread(|run| run.read_quiet).show(1),
+                spread(|run| run.read_anonymous).show(1),
                 spread(|run| run.peak).show(0),
             ]);
             let (value, least, most) = (per.median, per.least, per.most);
@@ -91,13 +97,15 @@ pub(super) fn measure(arguments: &Arguments, report: &mut Report) -> anyhow::Res
         "files",
         "",
         "mount s",
-        "MiB before",
+        "MiB idle",
+        "anonymous",
         "MiB mounted",
         "MiB walked",
         "a minute later",
-        "more than before, per 100k files",
+        "more than idle, per 100k files",
         "MiB when all was read",
         "a minute later",
+        "anonymous",
         "peak MiB",
     ];
     report.table("A layer of many files", &head, rows);
@@ -129,7 +137,8 @@ fn once(
     };
     let node = Node::start(place.path(), vec![snapshotter])?;
     let daemon = node.daemon(contestant)?;
-    let before = daemon.memory()?;
+    sleep(WHILE);
+    let (idle, idle_anonymous) = (daemon.memory()?, daemon.anonymous_memory()?);
     let begun = Instant::now();
     let tree = node.pull_and_mount(image, contestant, "many")?;
     let seconds = begun.elapsed().as_secs_f64();
@@ -146,12 +155,14 @@ fn once(
     sleep(WHILE);
     Ok(Run {
         seconds,
-        before,
+        idle,
+        idle_anonymous,
         mounted,
         walked,
         quiet,
         read,
         read_quiet: daemon.memory()?,
+        read_anonymous: daemon.anonymous_memory()?,
         peak: daemon.peak_memory()?,
     })
 }

@@ -143,6 +143,6 @@ fn share(
     let (TocDigest::Json(toc_text) | TocDigest::Section(toc_text)) = &toc_digest;
     let state = serde_json::json!({"digest": digest, "size": size, "tocDigest": toc_text});
     let state = state.to_string().into_bytes();
-    let tree = Tree::new(toc, &format!("{digest}.json"), state)?;
+    let tree = Tree::new(store.map(toc), &format!("{digest}.json"), state)?;
     Ok(store.layer(&name, Arc::new(tree.with_weight(weight)))?)
 }

@@ -10,6 +10,7 @@
 
 pub(crate) mod ahead;
 pub(crate) mod drivers;
+mod idle;
 pub(crate) mod kernel;
 mod loader;
 pub(crate) mod mount;

@@ -7,6 +7,7 @@ mod status;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +22,10 @@ use crate::telemetry::log;
 
 /// The directories in which containerd and Docker look for the settings of a registry's hosts.
 const CERTS_DIR: &str = "/etc/containerd/certs.d:/etc/docker/certs.d";
+
+/// How long a thread for blocking work waits for more. What a thread has freed is returned to the
+/// system once it ends, or allocates much more.
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 /// Serve this node's containerd as a snapshotter that mounts images lazily if it can
 #[derive(Debug, clap::Args)]
@@ -124,8 +129,11 @@ fn serve(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     // Only the owner may use the agent's sockets and files, whatever the inherited umask is.
     // Directories of snapshots get their modes explicitly.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
-    let runtime =
-        tokio::runtime::Runtime::new().map_err(Failure::when("threads cannot be started"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_keep_alive(KEEP_ALIVE)
+        .build()
+        .map_err(Failure::when("threads cannot be started"))?;
     let watchdog = service::watch(&runtime, loaded.config.agent.liveness)?;
     let outcome = runtime.block_on(until_signal(&loaded.config.agent, &loaded.config.upstreams));
     drop(watchdog);

@@ -1,5 +1,6 @@
 //! The chunks of all files of a TOC: 56 bytes for each.
 
+use super::tables::{Draft, Table, Tables, halves, joined};
 use crate::chunk::Chunk;
 use crate::codec::Codec;
 use crate::digest::Digest;
@@ -16,12 +17,12 @@ pub(super) struct DraftChunk {
     pub(super) digest: Option<Digest>,
 }
 
-/// The chunks, in the order of the TOC.
-#[derive(Debug)]
-pub(super) enum Chunks {
-    Packed(Box<[PackedChunk]>),
+/// The form of all chunks of a TOC in its table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    Packed,
     /// A chunk of this TOC is at an offset or of a size that no ordinary blob has.
-    Wide(Box<[DraftChunk]>),
+    Wide,
 }
 
 /// A chunk of a blob and a file below 256 TiB, with less than 4 GiB in its member.
@@ -36,45 +37,36 @@ pub(super) struct PackedChunk {
     size: u32,
 }
 
-/// A number of 48 bits, which is aligned as one of 16.
+/// A number of 48 bits: its low word and the rest.
 #[derive(Debug, Clone, Copy)]
-struct U48([u16; 3]);
+struct U48(u32, u16);
 
-impl Chunks {
-    pub(super) fn pack(chunks: Vec<DraftChunk>) -> Self {
-        let packed: Option<Box<[PackedChunk]>> = chunks.iter().map(PackedChunk::of).collect();
-        packed.map_or_else(|| Self::Wide(chunks.into()), Self::Packed)
-    }
+/// Words of a chunk's entry, by its form.
+const PACKED: usize = 14;
+const WIDE: usize = 19;
 
-    pub(super) fn len(&self) -> usize {
-        match self {
-            Self::Packed(chunks) => chunks.len(),
-            Self::Wide(chunks) => chunks.len(),
-        }
+/// Adds the table of the chunks.
+pub(super) fn pack(chunks: Vec<DraftChunk>, draft: &mut Draft) -> (Table, Form) {
+    if chunks.iter().all(|chunk| PackedChunk::of(chunk).is_some()) {
+        draft.reserve(chunks.len(), PACKED);
+        let packed = chunks.iter().filter_map(PackedChunk::of);
+        (draft.add(packed.map(PackedChunk::words)), Form::Packed)
+    } else {
+        draft.reserve(chunks.len(), WIDE);
+        (
+            draft.add(chunks.into_iter().map(DraftChunk::words)),
+            Form::Wide,
+        )
     }
+}
 
-    pub(super) fn get(&self, number: usize) -> Option<DraftChunk> {
-        match self {
-            Self::Packed(chunks) => chunks.get(number).map(PackedChunk::unpack),
-            Self::Wide(chunks) => chunks.get(number).copied(),
-        }
-    }
-
-    /// Returns the offset of a chunk in its file.
-    pub(super) fn file_offset(&self, number: usize) -> Option<u64> {
-        match self {
-            Self::Packed(chunks) => chunks.get(number).map(|chunk| chunk.file_offset.get()),
-            Self::Wide(chunks) => chunks.get(number).map(|chunk| chunk.file_offset),
-        }
-    }
-
-    /// Bytes of memory.
-    pub(super) fn memory_bytes(&self) -> usize {
-        match self {
-            Self::Packed(chunks) => size_of_val(&**chunks),
-            Self::Wide(chunks) => size_of_val(&**chunks),
-        }
-    }
+/// Returns the chunk with this number.
+pub(super) fn get(tables: &Tables, form: Form, number: usize) -> Option<DraftChunk> {
+    let table = tables.layout.chunks;
+    (number < table.len()).then(|| match form {
+        Form::Packed => PackedChunk::from_words(tables.entry(table, number)).unpack(),
+        Form::Wide => DraftChunk::from_words(tables.entry(table, number)),
+    })
 }
 
 impl DraftChunk {
@@ -87,6 +79,39 @@ impl DraftChunk {
         size: 0,
         digest: None,
     };
+
+    fn words(self) -> [u32; WIDE] {
+        let mut words = [0; WIDE];
+        let numbers = [
+            self.offset,
+            self.end,
+            self.inner_offset,
+            self.file_offset,
+            self.size,
+        ];
+        let halves = numbers.into_iter().flat_map(halves);
+        let digest = self.digest.iter().flat_map(digest_words);
+        let all = halves
+            .chain([u32::from(self.digest.is_some())])
+            .chain(digest);
+        words
+            .iter_mut()
+            .zip(all)
+            .for_each(|(word, value)| *word = value);
+        words
+    }
+
+    fn from_words(words: [u32; WIDE]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, has_digest, digest @ ..] = words;
+        Self {
+            offset: joined(a, b),
+            end: joined(c, d),
+            inner_offset: joined(e, f),
+            file_offset: joined(g, h),
+            size: joined(i, j),
+            digest: (has_digest > 0).then(|| digest_of(digest)),
+        }
+    }
 
     pub(super) fn chunk(self, codec: Codec) -> Chunk {
         let Self {
@@ -125,6 +150,47 @@ impl PackedChunk {
         })
     }
 
+    fn words(self) -> [u32; PACKED] {
+        let mut words = [0; PACKED];
+        let (offset, file_offset) = (self.offset, self.file_offset);
+        let rest = u32::from(offset.1) | u32::from(file_offset.1) << 16;
+        let numbers = [
+            offset.0,
+            file_offset.0,
+            rest,
+            self.length,
+            self.inner_offset,
+            self.size,
+        ];
+        let all = numbers.into_iter().chain(digest_words(&self.digest));
+        words
+            .iter_mut()
+            .zip(all)
+            .for_each(|(word, value)| *word = value);
+        words
+    }
+
+    fn from_words(words: [u32; PACKED]) -> Self {
+        let [
+            offset,
+            file_offset,
+            rest,
+            length,
+            inner_offset,
+            size,
+            digest @ ..,
+        ] = words;
+        let [a, b, c, d] = rest.to_le_bytes();
+        Self {
+            digest: digest_of(digest),
+            offset: U48(offset, u16::from_le_bytes([a, b])),
+            file_offset: U48(file_offset, u16::from_le_bytes([c, d])),
+            length,
+            inner_offset,
+            size,
+        }
+    }
+
     fn unpack(&self) -> DraftChunk {
         let offset = self.offset.get();
         DraftChunk {
@@ -140,21 +206,33 @@ impl PackedChunk {
 
 impl U48 {
     fn of(number: u64) -> Option<Self> {
-        let [a, b, c, d, e, f, 0, 0] = number.to_le_bytes() else {
-            return None;
-        };
-        Some(Self([[a, b], [c, d], [e, f]].map(u16::from_le_bytes)))
+        let [low, high] = halves(number);
+        Some(Self(low, u16::try_from(high).ok()?))
     }
 
     fn get(self) -> u64 {
-        let [low, middle, high] = self.0.map(u64::from);
-        low | middle << 16 | high << 32
+        joined(self.0, u32::from(self.1))
     }
+}
+
+fn digest_words(digest: &Digest) -> [u32; 8] {
+    let (words, _) = digest.as_bytes().as_chunks::<4>();
+    std::array::from_fn(|index| u32::from_le_bytes(words[index]))
+}
+
+fn digest_of(words: [u32; 8]) -> Digest {
+    let mut bytes = [0; 32];
+    let (parts, _) = bytes.as_chunks_mut::<4>();
+    for (part, word) in parts.iter_mut().zip(words) {
+        *part = word.to_le_bytes();
+    }
+    Digest::from_bytes(bytes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::toc::tables::Layout;
 
     const CHUNK: DraftChunk = DraftChunk {
         offset: 7,
@@ -173,21 +251,24 @@ mod tests {
     };
 
     fn packed(chunks: &[DraftChunk]) -> bool {
-        let packed = Chunks::pack(chunks.to_vec());
-        let unpacked: Vec<_> = (0..packed.len())
-            .map(|number| packed.get(number).unwrap())
+        let mut draft = Draft::default();
+        let (table, form) = pack(chunks.to_vec(), &mut draft);
+        let layout = Layout {
+            chunks: table,
+            ..Layout::default()
+        };
+        let tables = draft.finish(layout, &[]);
+        let unpacked: Vec<_> = (0..table.len())
+            .map(|number| get(&tables, form, number).unwrap())
             .collect();
         assert_eq!(unpacked, chunks);
-        for (number, chunk) in chunks.iter().enumerate() {
-            assert_eq!(packed.file_offset(number), Some(chunk.file_offset));
-        }
-        assert_eq!(packed.get(chunks.len()), None);
-        matches!(packed, Chunks::Packed(_))
+        assert_eq!(get(&tables, form, chunks.len()), None);
+        form == Form::Packed
     }
 
     #[test]
     fn a_chunk_takes_56_bytes() {
-        assert_eq!(size_of::<PackedChunk>(), 56);
+        assert_eq!(PACKED * size_of::<u32>(), 56);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod names;
 pub(crate) mod owners;
 mod pack;
 mod path;
+mod tables;
 mod tree;
 pub(crate) mod unverified;
 mod write;

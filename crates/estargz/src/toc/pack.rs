@@ -1,4 +1,4 @@
-//! From the tables of a builder to the compact tables of a [`Toc`].
+//! From the vectors of a builder to the compact tables of a [`Toc`].
 //!
 //! ```text
 //! arena   names in the order of their table │ targets of links │ extended attributes
@@ -8,9 +8,10 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 use super::build::DraftInode;
-use super::chunks::{Chunks, DraftChunk};
+use super::chunks::{self, DraftChunk};
 use super::error::TocError;
 use super::names::DraftName;
+use super::tables::{self, Layout};
 use super::tree::{Inode, Kind, Name, Owner, Span, Toc};
 use crate::codec::Codec;
 use crate::digest::Digest;
@@ -44,10 +45,13 @@ pub(super) fn toc(draft: Draft) -> Result<Toc, TocError> {
         owners: texts,
         arena: text,
     } = draft;
+    let mut tables = tables::Draft::default();
     // First, so that the widest table goes before others are made.
-    let chunks = Chunks::pack(chunks);
+    let (chunk_table, form) = chunks::pack(chunks, &mut tables);
     let mut arena = Arena::with_capacity(text.len());
     let names = pack_names(&names, &text, &mut arena)?;
+    tables.reserve(names.len(), Name::WORDS);
+    let names = tables.add(names.into_iter().map(Name::words));
     let mut owners = Interned::default();
     let (mut times, mut attributes) = (Vec::new(), Vec::new());
     let mut packed = Vec::with_capacity(inodes.len());
@@ -61,12 +65,12 @@ pub(super) fn toc(draft: Draft) -> Result<Toc, TocError> {
         let seconds = u32::try_from(inode.modified.seconds).ok();
         let seconds = seconds.filter(|_| inode.modified.nanoseconds == 0);
         if seconds.is_none() {
-            times.push((number, inode.modified));
+            times.push(inode.modified.words(number));
         }
         if inode.xattrs.count > 0 {
-            attributes.push((number, inode.xattrs));
+            attributes.push([number, inode.xattrs.first, inode.xattrs.count]);
         }
-        packed.push(Inode {
+        let inode = Inode {
             kind: inode.kind,
             has_exact_time: seconds.is_none(),
             mode: inode.mode,
@@ -79,30 +83,33 @@ pub(super) fn toc(draft: Draft) -> Result<Toc, TocError> {
             links: inode.links,
             seconds: seconds.unwrap_or_default(),
             content,
-        });
+        };
+        packed.push(inode.words());
     }
+    drop(inodes);
     let xattrs = pack_xattrs(&xattrs, &text, &mut arena)?;
+    tables.reserve(packed.len(), Inode::WORDS);
+    let layout = Layout {
+        inodes: tables.add(packed),
+        names,
+        chunks: chunk_table,
+        times: tables.add(times),
+        attributes: tables.add(attributes),
+        xattrs: tables.add(xattrs),
+        owners: tables.add(owners.all.into_iter().map(Owner::words)),
+        arena: 0,
+    };
     Ok(Toc {
         digest,
         codec,
-        inodes: packed.into(),
-        times: times.into(),
-        names,
-        chunks,
-        attributes: attributes.into(),
-        xattrs,
-        owners: owners.all.into(),
+        form,
+        tables: tables.finish(layout, &arena.0),
         texts: texts.into_iter().map(Into::into).collect(),
-        arena: arena.0.into(),
     })
 }
 
 /// Returns the names, and one more that says where the text of the last one ends.
-fn pack_names(
-    names: &[DraftName],
-    text: &[u8],
-    arena: &mut Arena,
-) -> Result<Box<[Name]>, TocError> {
+fn pack_names(names: &[DraftName], text: &[u8], arena: &mut Arena) -> Result<Vec<Name>, TocError> {
     let mut packed = Vec::with_capacity(names.len() + 1);
     for name in names {
         let Span { start, .. } = arena.keep(&text[name.text.range()])?;
@@ -114,14 +121,14 @@ fn pack_names(
         start: arena.end()?,
     };
     packed.push(end);
-    Ok(packed.into())
+    Ok(packed)
 }
 
 fn pack_xattrs(
     xattrs: &[(Span, Span)],
     text: &[u8],
     arena: &mut Arena,
-) -> Result<Box<[(Span, Span)]>, TocError> {
+) -> Result<Vec<[u32; 4]>, TocError> {
     let mut shared: HashMap<&[u8], Span> = HashMap::new();
     let mut keep = |span: Span| {
         let bytes = &text[span.range()];
@@ -136,8 +143,13 @@ fn pack_xattrs(
     };
     let pairs = xattrs
         .iter()
-        .map(|(name, value)| Ok((keep(*name)?, keep(*value)?)));
+        .map(|(name, value)| Ok(pair(keep(*name)?, keep(*value)?)));
     pairs.collect()
+}
+
+/// Returns the entry of an extended attribute.
+fn pair(name: Span, value: Span) -> [u32; 4] {
+    [name.start, name.len, value.start, value.len]
 }
 
 /// Text of the tree.

@@ -3,7 +3,8 @@
 
 use std::ops::Range;
 
-use super::chunks::{Chunks, DraftChunk};
+use super::chunks::{self, DraftChunk, Form};
+use super::tables::{Tables, first_not, halves, joined};
 use crate::chunk::Chunk;
 use crate::codec::Codec;
 use crate::digest::Digest;
@@ -14,18 +15,11 @@ use crate::time::Time;
 pub struct Toc {
     pub(super) digest: Digest,
     pub(super) codec: Codec,
-    pub(super) inodes: Box<[Inode]>,
-    /// The times that an [`Inode`] has no room for, by the number of the inode.
-    pub(super) times: Box<[(u32, Time)]>,
-    /// Sorted by parent and text. The last one is none: it says where the text before it ends.
-    pub(super) names: Box<[Name]>,
-    pub(super) chunks: Chunks,
-    /// Runs of `xattrs`, by the number of the inode.
-    pub(super) attributes: Box<[(u32, Run)]>,
-    pub(super) xattrs: Box<[(Span, Span)]>,
-    pub(super) owners: Box<[Owner]>,
+    /// The form of the chunks in their table.
+    pub(super) form: Form,
+    pub(super) tables: Tables,
+    /// Names of owners.
     pub(super) texts: Box<[Box<str>]>,
-    pub(super) arena: Box<[u8]>,
 }
 
 /// Bytes of the arena.
@@ -42,10 +36,10 @@ pub(super) struct Run {
     pub(super) count: u32,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Inode {
     pub(super) kind: Kind,
-    /// Whether the time is in [`Toc::times`]: it has nanoseconds, or is not between 1970 and 2106.
+    /// Whether the time is in the table of times: it has nanoseconds, or is not between 1970 and 2106.
     pub(super) has_exact_time: bool,
     pub(super) mode: u16,
     /// The number of its [`Owner`].
@@ -126,7 +120,7 @@ impl Toc {
 
     /// The node with this number.
     pub fn node(&self, id: NodeId) -> Option<Node<'_>> {
-        ((id.0 as usize) < self.inodes.len()).then_some(Node {
+        ((id.0 as usize) < self.len()).then_some(Node {
             toc: self,
             id: id.0,
         })
@@ -134,38 +128,55 @@ impl Toc {
 
     /// Returns the number of nodes. The number of each node is below it.
     pub fn len(&self) -> usize {
-        self.inodes.len()
+        self.tables.layout.inodes.len()
     }
 
     /// Whether the root is the only node.
     pub fn is_empty(&self) -> bool {
-        self.names.len() <= 1
+        self.tables.layout.names.len() <= 1
     }
 
     /// Chunks of all files.
     pub fn chunk_count(&self) -> usize {
-        self.chunks.len()
+        self.tables.layout.chunks.len()
     }
 
-    /// Bytes of memory that the tree takes.
+    /// Bytes of memory that the tree takes, its tables included.
     pub fn memory_bytes(&self) -> u64 {
-        let tables = size_of_val(&*self.inodes)
-            + size_of_val(&*self.times)
-            + size_of_val(&*self.names)
-            + self.chunks.memory_bytes()
-            + size_of_val(&*self.attributes)
-            + size_of_val(&*self.xattrs)
-            + size_of_val(&*self.owners)
-            + size_of_val(&*self.texts);
         let texts: usize = self.texts.iter().map(|text| text.len()).sum();
-        (size_of::<Self>() + tables + texts + self.arena.len()) as u64
+        let own = size_of::<Self>() + size_of_val(&*self.texts) + texts;
+        (own + self.tables().len()) as u64
+    }
+
+    /// The tables, which are nearly all of the tree, as bytes.
+    pub fn tables(&self) -> &[u8] {
+        self.tables.bytes()
+    }
+
+    /// Moves the tables to other memory, a mapped file for example. `bytes` must be a copy of
+    /// [`Toc::tables`]; if they differ, the tables stay where they are. Returns whether they were
+    /// moved.
+    ///
+    /// If the bytes change later, the tree has other names and chunks. Reading it never panics.
+    pub fn move_tables(&mut self, bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> bool {
+        match self.tables.moved_to(Box::new(bytes)) {
+            Some(moved) => {
+                self.tables = moved;
+                true
+            }
+            None => false,
+        }
     }
 
     /// Returns the chunk with this number, below [`Toc::chunk_count`]. Chunks are numbered in the
     /// order of the TOC, which in most TOCs is that of the blob.
     pub fn chunk(&self, number: u32) -> Option<Chunk> {
-        let chunk = self.chunks.get(number as usize);
+        let chunk = self.draft_chunk(number as usize);
         chunk.map(|chunk| chunk.chunk(self.codec))
+    }
+
+    fn draft_chunk(&self, number: usize) -> Option<DraftChunk> {
+        chunks::get(&self.tables, self.form, number)
     }
 
     /// The node at `path`, which may begin with `/` or `./`. Symbolic links are not followed.
@@ -188,7 +199,7 @@ impl Toc {
     }
 
     fn run_of_names(&self, inode: u32) -> Range<usize> {
-        let inode = &self.inodes[inode as usize];
+        let inode = self.inode(inode);
         if inode.kind == Kind::Directory {
             inode.content.range()
         } else {
@@ -196,13 +207,27 @@ impl Toc {
         }
     }
 
+    fn inode(&self, number: u32) -> Inode {
+        let inodes = self.tables.layout.inodes;
+        Inode::from_words(self.tables.entry(inodes, number as usize))
+    }
+
+    fn name(&self, number: usize) -> Name {
+        Name::from_words(self.tables.entry(self.tables.layout.names, number))
+    }
+
     fn bytes(&self, span: Span) -> &[u8] {
-        &self.arena[span.range()]
+        self.tables.text(span.range())
     }
 
     fn text(&self, name: usize) -> &[u8] {
-        let [start, end] = [name, name + 1].map(|name| self.names[name].start as usize);
-        &self.arena[start..end]
+        let [start, end] = [name, name + 1].map(|name| self.name(name).start as usize);
+        self.tables.text(start..end)
+    }
+
+    fn owner_name(&self, number: u32) -> &str {
+        let text = self.texts.get(number as usize);
+        text.map_or("", |text| text)
     }
 }
 
@@ -225,7 +250,7 @@ impl<'a> Iterator for Entries<'a> {
             self.open.pop();
         };
         path.extend_from_slice(self.toc.text(name));
-        let id = self.toc.names[name].inode;
+        let id = self.toc.name(name).inode;
         let below = self.toc.run_of_names(id);
         if !below.is_empty() {
             self.open.push((below, [path.as_slice(), b"/"].concat()));
@@ -265,12 +290,12 @@ impl<'a> Node<'a> {
 
     /// The owner's name, empty if the TOC has none.
     pub fn user(&self) -> &'a str {
-        &self.toc.texts[self.owner().user as usize]
+        self.toc.owner_name(self.owner().user)
     }
 
     /// The group's name, empty if the TOC has none.
     pub fn group(&self) -> &'a str {
-        &self.toc.texts[self.owner().group as usize]
+        self.toc.owner_name(self.owner().group)
     }
 
     /// The number of names of this node. For a directory it is 2 and the number of its
@@ -282,7 +307,12 @@ impl<'a> Node<'a> {
     /// The time of the last modification.
     pub fn modified(&self) -> Time {
         let inode = self.inode();
-        let exact = || find(&self.toc.times, self.id).copied();
+        let tables = &self.toc.tables;
+        let exact = || {
+            tables
+                .find(tables.layout.times, self.id)
+                .map(Time::of_words)
+        };
         let whole = Time {
             seconds: i64::from(inode.seconds),
             nanoseconds: 0,
@@ -297,8 +327,8 @@ impl<'a> Node<'a> {
     /// Bytes of a regular file; 0 for everything else.
     pub fn size(&self) -> u64 {
         let last = self.chunk_numbers().next_back();
-        let last = last.and_then(|number| self.toc.chunks.get(number as usize));
-        last.map_or(0, |chunk| chunk.file_offset + chunk.size)
+        let last = last.and_then(|number| self.toc.draft_chunk(number as usize));
+        last.map_or(0, |chunk| chunk.file_offset.saturating_add(chunk.size))
     }
 
     /// The target of a symbolic link or a dangling hard link; otherwise empty.
@@ -323,11 +353,14 @@ impl<'a> Node<'a> {
 
     /// Extended attributes in order of their names.
     pub fn xattrs(&self) -> impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
-        let toc = self.toc;
-        let run = find(&toc.attributes, self.id).copied().unwrap_or_default();
-        toc.xattrs[run.range()]
-            .iter()
-            .map(|(name, value)| (toc.bytes(*name), toc.bytes(*value)))
+        let (toc, tables) = (self.toc, &self.toc.tables);
+        let run = tables.find(tables.layout.attributes, self.id);
+        let run = run.map_or_else(Run::default, |[_, first, count]| Run { first, count });
+        run.range().map(|index| {
+            let [name, name_len, value, value_len] = tables.entry(tables.layout.xattrs, index);
+            let bytes = |start, len| toc.bytes(Span { start, len });
+            (bytes(name, name_len), bytes(value, value_len))
+        })
     }
 
     /// Names in a directory, in order of their bytes.
@@ -345,7 +378,7 @@ impl<'a> Node<'a> {
         let Range { start: first, end } = toc.run_of_names(self.id);
         let names = first.saturating_add(start).min(end)..end;
         names.map(move |name| {
-            let id = toc.names[name].inode;
+            let id = toc.name(name).inode;
             (toc.text(name), Node { toc, id })
         })
     }
@@ -355,7 +388,7 @@ impl<'a> Node<'a> {
         let toc = self.toc;
         let names = toc.run_of_names(self.id);
         let found = first_not(names.clone(), |probe| toc.text(probe) < name);
-        let id = toc.names[found].inode;
+        let id = toc.name(found).inode;
         (found < names.end && toc.text(found) == name).then_some(Node { toc, id })
     }
 
@@ -364,7 +397,7 @@ impl<'a> Node<'a> {
         let (toc, Range { start, end }) = (self.toc, self.chunk_numbers());
         (start as usize..end as usize).map(move |number| {
             // The numbers of a file's chunks are within the table.
-            let chunk = toc.chunks.get(number).unwrap_or(DraftChunk::EMPTY);
+            let chunk = toc.draft_chunk(number).unwrap_or(DraftChunk::EMPTY);
             chunk.chunk(toc.codec)
         })
     }
@@ -379,9 +412,9 @@ impl<'a> Node<'a> {
     pub fn chunk_number_at(&self, offset: u64) -> Option<u32> {
         let Range { start, end } = self.chunk_numbers();
         let numbers = start as usize..end as usize;
-        let file_offset = |number| self.toc.chunks.file_offset(number);
+        let chunk = |number| self.toc.draft_chunk(number);
         let after = first_not(numbers, |number| {
-            file_offset(number).is_some_and(|begin| begin <= offset)
+            chunk(number).is_some_and(|chunk| chunk.file_offset <= offset)
         });
         let number = u32::try_from(after.checked_sub(1)?).ok()?;
         (number >= start && offset < self.size()).then_some(number)
@@ -395,15 +428,105 @@ impl<'a> Node<'a> {
         } else {
             Run::default()
         };
-        first..first + count
+        first..first.saturating_add(count)
     }
 
-    fn inode(&self) -> &'a Inode {
-        &self.toc.inodes[self.id as usize]
+    fn inode(&self) -> Inode {
+        self.toc.inode(self.id)
     }
 
-    fn owner(&self) -> &'a Owner {
-        &self.toc.owners[self.inode().owner as usize]
+    fn owner(&self) -> Owner {
+        let tables = &self.toc.tables;
+        let number = self.inode().owner as usize;
+        Owner::from_words(tables.entry(tables.layout.owners, number))
+    }
+}
+
+impl Inode {
+    pub(super) const WORDS: usize = 6;
+
+    pub(super) fn words(self) -> [u32; Self::WORDS] {
+        let [low, high] = self.mode.to_le_bytes();
+        let kind = [self.kind.code(), u8::from(self.has_exact_time), low, high];
+        let Run { first, count } = self.content;
+        let kind = u32::from_le_bytes(kind);
+        [kind, self.owner, self.links, self.seconds, first, count]
+    }
+
+    fn from_words([kind, owner, links, seconds, first, count]: [u32; Self::WORDS]) -> Self {
+        let [kind, has_exact_time, low, high] = kind.to_le_bytes();
+        Self {
+            kind: Kind::of_code(kind),
+            has_exact_time: has_exact_time > 0,
+            mode: u16::from_le_bytes([low, high]),
+            owner,
+            links,
+            seconds,
+            content: Run { first, count },
+        }
+    }
+}
+
+impl Name {
+    pub(super) const WORDS: usize = 2;
+
+    pub(super) fn words(self) -> [u32; Self::WORDS] {
+        [self.inode, self.start]
+    }
+
+    fn from_words([inode, start]: [u32; Self::WORDS]) -> Self {
+        Self { inode, start }
+    }
+}
+
+impl Owner {
+    pub(super) fn words(self) -> [u32; 4] {
+        [self.uid, self.gid, self.user, self.group]
+    }
+
+    fn from_words([uid, gid, user, group]: [u32; 4]) -> Self {
+        Self {
+            uid,
+            gid,
+            user,
+            group,
+        }
+    }
+}
+
+impl Time {
+    /// Returns the entry of an inode in the table of times.
+    pub(super) fn words(self, inode: u32) -> [u32; 4] {
+        let [low, high] = halves(self.seconds.cast_unsigned());
+        [inode, low, high, self.nanoseconds]
+    }
+
+    fn of_words([_, low, high, nanoseconds]: [u32; 4]) -> Self {
+        Self {
+            seconds: joined(low, high).cast_signed(),
+            nanoseconds,
+        }
+    }
+}
+
+impl Kind {
+    const ALL: [Self; 7] = [
+        Self::Directory,
+        Self::File,
+        Self::Symlink,
+        Self::CharDevice,
+        Self::BlockDevice,
+        Self::Fifo,
+        Self::DanglingLink,
+    ];
+
+    fn code(self) -> u8 {
+        self as u8
+    }
+
+    fn of_code(code: u8) -> Self {
+        let kind = Self::ALL.get(usize::from(code));
+        kind.copied().unwrap_or(Self::Directory)
     }
 }
 
@@ -437,33 +560,20 @@ impl From<Run> for Span {
     }
 }
 
-/// Returns the value of an inode in a table that only some have.
-fn find<T>(table: &[(u32, T)], inode: u32) -> Option<&T> {
-    let found = table.binary_search_by_key(&inode, |(number, _)| *number);
-    found.ok().map(|index| &table[index].1)
-}
-
-/// Returns the first number for which `is_before` is false, or the end. The numbers for which it is
-/// true come first.
-fn first_not(numbers: Range<usize>, is_before: impl Fn(usize) -> bool) -> usize {
-    let Range { mut start, mut end } = numbers;
-    while start < end {
-        let middle = start + (end - start) / 2;
-        if is_before(middle) {
-            start = middle + 1;
-        } else {
-            end = middle;
-        }
-    }
-    start
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn an_inode_takes_24_bytes_and_a_name_8_and_its_text() {
-        assert_eq!((size_of::<Inode>(), size_of::<Name>()), (24, 8));
+        let bytes = [Inode::WORDS, Name::WORDS].map(|words| words * size_of::<u32>());
+        assert_eq!(bytes, [24, 8]);
+    }
+
+    #[test]
+    fn kinds_are_read_as_they_were_written() {
+        for kind in Kind::ALL {
+            assert_eq!(Kind::of_code(kind.code()), kind);
+        }
     }
 }

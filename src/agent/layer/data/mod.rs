@@ -18,6 +18,7 @@ mod index;
 mod layer_data;
 mod lease;
 mod map;
+mod mapped;
 mod places;
 mod punch;
 mod space;

@@ -7,6 +7,7 @@
 //! A layer that is fetched from its beginning to its end is therefore written forward. Holes of a
 //! file have a place too, which is never written. The padding after a file is zeros.
 
+use std::fmt;
 use std::ops::Range;
 
 use estargz::Toc;
@@ -17,13 +18,17 @@ pub const BLOCK: u64 = 4096;
 /// The size of the largest data file: EROFS and ext4 number their blocks with 32 bits.
 const MAX_SIZE: u64 = u32::MAX as u64 * BLOCK;
 
+/// Bytes of a file in the table, and of an index.
+const FILE: usize = 16;
+const INDEX: usize = 4;
+
 /// The places of the files of one layer.
-#[derive(Debug)]
 pub struct Places {
-    /// In the order of the data file.
-    files: Box<[FilePlace]>,
-    /// Indexes of `files` in the order of their chunks, if that is another order.
-    by_chunk: Option<Box<[u32]>>,
+    /// The files in the order of the data file. If their chunks are in another order, the indexes of
+    /// the files in that order follow.
+    table: Box<dyn AsRef<[u8]> + Send + Sync>,
+    files: usize,
+    has_order: bool,
     size: u64,
 }
 
@@ -88,11 +93,71 @@ impl Places {
         if size > MAX_SIZE {
             return Err(TooLarge);
         }
+        let order = by_chunk(&files);
+        let mut table = Vec::with_capacity(files.len() * FILE + order.len() * INDEX);
+        table.extend(files.iter().flat_map(|file| file.bytes()));
+        table.extend(order.iter().flat_map(|index| index.to_le_bytes()));
         Ok(Self {
-            by_chunk: by_chunk(&files),
-            files: files.into(),
+            table: Box::new(table),
+            files: files.len(),
+            has_order: !order.is_empty(),
             size,
         })
+    }
+
+    /// Returns the places with their table in the memory that `copy` returns, a copy of the bytes
+    /// that it gets. If it returns `None`, the table stays where it is.
+    #[must_use]
+    pub(super) fn moved<T: AsRef<[u8]> + Send + Sync + 'static>(
+        self,
+        copy: impl FnOnce(&[u8]) -> Option<T>,
+    ) -> Self {
+        match copy(self.bytes()) {
+            Some(table) => Self {
+                table: Box::new(table),
+                ..self
+            },
+            None => self,
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        (*self.table).as_ref()
+    }
+
+    fn file(&self, index: usize) -> Option<FilePlace> {
+        let bytes = self.bytes().get(index * FILE..(index + 1) * FILE)?;
+        FilePlace::of_bytes(bytes.try_into().ok()?)
+    }
+
+    /// Returns the file with this index in the order of the chunks.
+    fn file_by_chunk(&self, index: usize) -> Option<FilePlace> {
+        if !self.has_order {
+            return self.file(index);
+        }
+        let start = self.files * FILE + index * INDEX;
+        let bytes = self.bytes().get(start..start + INDEX)?;
+        let index = u32::from_le_bytes(bytes.try_into().ok()?);
+        self.file(usize::try_from(index).ok()?)
+    }
+
+    /// Returns the index of the last file, in an order of the files, for which `is_before` holds. It
+    /// holds for none after one for which it does not.
+    fn last(
+        &self,
+        file: impl Fn(usize) -> Option<FilePlace>,
+        is_before: impl Fn(FilePlace) -> bool,
+    ) -> Option<usize> {
+        let (mut low, mut high) = (0, self.files);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if file(middle).is_some_and(&is_before) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low.checked_sub(1)
     }
 
     /// Returns the size of the data file: a multiple of [`BLOCK`].
@@ -127,40 +192,60 @@ impl Places {
         toc: &'a Toc,
         bytes: Range<u64>,
     ) -> impl Iterator<Item = Piece> + use<'a> {
-        let after = self
-            .files
-            .partition_point(|file| file.start() <= bytes.start);
-        let files = &self.files[after.saturating_sub(1)..];
         let (start, end) = (bytes.start, bytes.end);
-        files
-            .iter()
+        let first = self.last(|index| self.file(index), |file| file.start() <= start);
+        (first.unwrap_or(0)..self.files)
+            .map_while(|index| self.file(index))
             .take_while(move |file| file.start() < end)
             .flat_map(move |file| file.pieces(toc, start..end))
     }
 
     /// Returns the file that has this chunk.
-    fn with_chunk(&self, number: u32) -> Option<&FilePlace> {
-        let is_before = |file: &FilePlace| file.first_chunk <= number;
-        match &self.by_chunk {
-            None => {
-                let after = self.files.partition_point(is_before);
-                self.files.get(after.checked_sub(1)?)
-            }
-            Some(order) => {
-                let after = order.partition_point(|index| is_before(&self.files[*index as usize]));
-                self.files.get(*order.get(after.checked_sub(1)?)? as usize)
-            }
-        }
+    fn with_chunk(&self, number: u32) -> Option<FilePlace> {
+        let file = |index| self.file_by_chunk(index);
+        file(self.last(file, |file| file.first_chunk <= number)?)
+    }
+}
+
+impl fmt::Debug for Places {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Places")
+            .field("files", &self.files)
+            .field("size", &self.size)
+            .finish_non_exhaustive()
     }
 }
 
 impl FilePlace {
+    fn bytes(&self) -> [u8; FILE] {
+        let words = [self.node.0, self.first_chunk, self.chunks, self.block];
+        let mut bytes = [0; FILE];
+        for (part, word) in bytes.as_chunks_mut().0.iter_mut().zip(words) {
+            *part = word.to_le_bytes();
+        }
+        bytes
+    }
+
+    fn of_bytes(bytes: [u8; FILE]) -> Option<Self> {
+        let (words, _) = bytes.as_chunks::<4>();
+        let [node, first_chunk, chunks, block] = *words else {
+            return None;
+        };
+        Some(Self {
+            node: NodeId(u32::from_le_bytes(node)),
+            first_chunk: u32::from_le_bytes(first_chunk),
+            chunks: u32::from_le_bytes(chunks),
+            block: u32::from_le_bytes(block),
+        })
+    }
+
     fn start(self) -> u64 {
         u64::from(self.block) * BLOCK
     }
 
     fn numbers(self) -> Range<u32> {
-        self.first_chunk..self.first_chunk + self.chunks
+        self.first_chunk..self.first_chunk.saturating_add(self.chunks)
     }
 
     /// Returns the pieces of this file's chunks that lie in these bytes of the data file.
@@ -220,14 +305,14 @@ fn unplaced(toc: &Toc) -> Vec<Unplaced> {
         .collect()
 }
 
-/// Returns the order of the chunks, unless the files are in that order.
-fn by_chunk(files: &[FilePlace]) -> Option<Box<[u32]>> {
+/// Returns the order of the chunks; nothing if the files are in that order.
+fn by_chunk(files: &[FilePlace]) -> Vec<u32> {
     if files.is_sorted_by_key(|file| file.first_chunk) {
-        return None;
+        return Vec::new();
     }
     let mut order: Vec<u32> = (0..u32::try_from(files.len()).unwrap_or(u32::MAX)).collect();
     order.sort_unstable_by_key(|index| files[*index as usize].first_chunk);
-    Some(order.into())
+    order
 }
 
 #[cfg(test)]

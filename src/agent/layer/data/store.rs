@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
-use estargz::Digest;
+use estargz::{Digest, Toc};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -25,6 +25,7 @@ use super::eviction::oldest;
 use super::files::{is_durable, make_folder, remove};
 use super::index::{Index, Location};
 use super::layer_data::LayerData;
+use super::mapped::MappedFiles;
 use super::places::TooLarge;
 use super::space::{FreeSpace, Space, Usage};
 use crate::agent::layer::tree::Tree;
@@ -57,6 +58,7 @@ pub struct DataStore {
     index: Index,
     layers: RwLock<Layers>,
     memory: moka::sync::Cache<Digest, Bytes>,
+    tables: MappedFiles,
     /// Held by the one eviction at a time.
     eviction: Mutex<()>,
     /// Layers that are held in their place, and of which content is to be evicted.
@@ -115,6 +117,7 @@ impl DataStore {
             index: Index::default(),
             layers: RwLock::default(),
             memory,
+            tables: MappedFiles::new(folder),
             eviction: Mutex::default(),
             wanted: Mutex::default(),
             has_wanted: Notify::new(),
@@ -139,6 +142,19 @@ impl DataStore {
         self.layers.read().by_name.get(name).and_then(Weak::upgrade)
     }
 
+    /// Moves the tables of a TOC out of memory, into a file that is mapped, if that is worth it.
+    pub fn map(&self, mut toc: Toc) -> Toc {
+        if let Some(tables) = self.tables.copy(toc.tables()) {
+            toc.move_tables(tables);
+        }
+        toc
+    }
+
+    /// Gives back the memory of the tables of all layers, which is read again when it is needed.
+    pub fn release_tables(&self) {
+        self.tables.release();
+    }
+
     /// Returns the data file of a layer, one for all its mounts.
     ///
     /// # Errors
@@ -152,7 +168,7 @@ impl DataStore {
         layers.by_number.retain(|_, data| data.strong_count() > 0);
         let number = layers.next;
         layers.next = number.wrapping_add(1);
-        let data = LayerData::open(&self.folder, name, number, tree, &self.space)?;
+        let data = LayerData::open(&self.folder, name, number, tree, &self.space, &self.tables)?;
         let data = Arc::new(data);
         layers
             .by_name

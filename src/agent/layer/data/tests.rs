@@ -11,7 +11,7 @@ use bytes::Bytes;
 use estargz::pool::Pool;
 use estargz::toc::Limits as TocLimits;
 use estargz::write::{Options, write};
-use estargz::{Footer, UnverifiedToc, footer};
+use estargz::{Footer, Toc, UnverifiedToc, footer};
 use tar::{Builder, Header};
 
 use super::crash::steps::is_killed_after;
@@ -27,6 +27,11 @@ pub(in crate::agent) fn tree(files: &[(&str, usize)]) -> Arc<Tree> {
 }
 
 pub(super) fn tree_with(files: &[(&str, usize)], chunk_size: u32) -> Arc<Tree> {
+    let toc = toc(files, chunk_size);
+    Arc::new(Tree::new(toc, "state", Vec::new()).unwrap())
+}
+
+fn toc(files: &[(&str, usize)], chunk_size: u32) -> Toc {
     let mut tar = Builder::new(Vec::new());
     for (name, size) in files {
         let mut header = Header::new_ustar();
@@ -52,8 +57,7 @@ pub(super) fn tree_with(files: &[(&str, usize)], chunk_size: u32) -> Arc<Tree> {
     let footer = Footer::parse(slice(footer::tail_range(size)), size).unwrap();
     let section = slice(footer.toc_range().unwrap());
     let toc = UnverifiedToc::parse(section, &footer, &TocLimits::default()).unwrap();
-    let toc = toc.verify(&written.toc_digest).unwrap();
-    Arc::new(Tree::new(toc, "state", Vec::new()).unwrap())
+    toc.verify(&written.toc_digest).unwrap()
 }
 
 /// Returns bytes that differ between names and places.
@@ -713,4 +717,40 @@ fn few_files_are_open_however_many_layers_there_are() {
         assert_eq!(store.read_chunk(data, 0, 0..10).unwrap(), content);
     }
     assert!(layers.iter().filter(is_open).count() <= 129);
+}
+
+/// Returns the bytes that the program has allocated.
+fn allocated() -> usize {
+    // SAFETY: it only counts.
+    #[expect(
+        unsafe_code,
+        reason = "the system's allocator, which tests have, counts for C only"
+    )]
+    let found = unsafe { libc::mallinfo2() };
+    found.uordblks + found.hblkhd
+}
+
+#[test]
+fn a_layer_in_use_takes_few_bytes_of_memory_for_each_of_its_files() {
+    const COUNT: usize = 5000;
+    let names: Vec<String> = (0..COUNT).map(|number| format!("f-{number}")).collect();
+    let files: Vec<_> = names.iter().map(|name| (name.as_str(), 10)).collect();
+    let world = World::new();
+    let store = world.store(1 << 30);
+    let toc = toc(&files, CHUNK);
+    let parsed = usize::try_from(toc.memory_bytes()).unwrap();
+    assert!(parsed > 88 * COUNT);
+    let before = allocated();
+    let tree = Arc::new(Tree::new(store.map(toc), "state", Vec::new()).unwrap());
+    let data = store.layer("many", tree).unwrap();
+    let grown = (allocated() + parsed).saturating_sub(before);
+    assert!(grown < 8 * COUNT, "{grown} bytes for {COUNT} files");
+    for name in ["f-0", "f-4999"] {
+        let node = data.tree().toc().lookup(name).unwrap();
+        let number = node.chunk_numbers().start;
+        let content = Bytes::from(content(name, 10));
+        store.put(&data, number, &content);
+        store.release_tables();
+        assert_eq!(data.read_chunk(number, 0..10), Some(content));
+    }
 }

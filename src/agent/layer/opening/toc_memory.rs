@@ -10,7 +10,8 @@ const SECTIONS: u64 = 128 << 20;
 /// ordinary ones.
 const PARSING: u64 = 512 << 20;
 /// For the trees of mounted layers and the tables of their data files: six million files. A layer
-/// that does not fit is unpacked.
+/// that does not fit is unpacked. Large tables are in mapped files, so that this limits the disk that
+/// they take as well.
 const TREES: u64 = 1 << 30;
 /// A file's place in the data file. A chunk's state, the time of its last use, and its entry in the
 /// index of all chunks, which is at least half full.

@@ -25,6 +25,7 @@ pub use self::check::Checked;
 use super::chunks::{Chunks, Presence};
 use super::files::{Files, Site};
 use super::map::{Boot, State};
+use super::mapped::MappedFiles;
 use super::places::{Places, TooLarge};
 use super::space::{Space, Usage};
 use crate::agent::layer::tree::Tree;
@@ -87,9 +88,10 @@ impl LayerData {
         number: u32,
         tree: Arc<Tree>,
         space: &Arc<Space>,
+        tables: &MappedFiles,
     ) -> Result<Self, TooLarge> {
         let toc = tree.toc();
-        let places = Places::new(toc)?;
+        let places = Places::new(toc)?.moved(|table| tables.copy(table));
         let count = u32::try_from(toc.chunk_count()).unwrap_or(u32::MAX);
         let stored = (0..count).filter_map(|number| toc.chunk(number));
         let all = stored
