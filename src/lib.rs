@@ -94,7 +94,8 @@ pub mod store;
 #[expect(
     dead_code,
     unused_imports,
-    reason = "modules of the tests, used here in part"
+    clippy::unwrap_used,
+    reason = "modules of the tests, which may panic, used here in part"
 )]
 #[path = "../tests/it/support"]
 mod support {
