@@ -3,7 +3,7 @@
 //! ```text
 //! a new reader          ├─ 128 KiB ─┤ chunk ├─ 128 KiB ─┤
 //! a sequential reader               │ chunk ├─ twice as much as the last time ─┤
-//! a jump within a file  ├─ twice as much for each jump ─┤ chunk ├─ the same ─┤
+//! jumps within a file   ├─ twice as much after every second ─┤ chunk ├─ the same ─┤
 //! ```
 //!
 //! Most files of a start are small and read once, so a new reader gets little. A large executable
@@ -19,9 +19,11 @@ use parking_lot::Mutex;
 /// carry in a round trip of 20 ms, so another request would take as long. A program jumps back and
 /// forth among the files of a directory, which lie side by side.
 const FIRST_WINDOW: u64 = 128 << 10;
-/// Bytes on either side for a file in which readers jump: as much as two chunks of the largest usual
-/// size take, compressed.
-const MAX_JUMP_WINDOW: u64 = 2 << 20;
+/// Bytes on either side for a file in which readers jump. With more, a start whose profile is known
+/// fetches half as much again, since it misses a few parts that the profile is about to bring.
+const MAX_JUMP_WINDOW: u64 = 512 << 10;
+/// Jumps after which the window doubles.
+const JUMPS_TO_GROW: u32 = 2;
 /// Readers whose position is remembered: more than read one layer sequentially at the same time.
 const MAX_READERS: usize = 8;
 /// Files whose jumps are counted: more than a start reads at the same time.
@@ -66,7 +68,8 @@ impl ReadAhead {
             };
         }
         let jumps = file.map_or(0, |file| state.jump(file));
-        let window = MAX_JUMP_WINDOW.min(FIRST_WINDOW << jumps.min(u64::BITS / 4));
+        let window =
+            MAX_JUMP_WINDOW.min(FIRST_WINDOW << (jumps / JUMPS_TO_GROW).min(u64::BITS / 4));
         Around {
             before: window,
             after: window,
@@ -137,13 +140,15 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_jumped_in_gets_more_with_each_jump() {
+    fn a_file_that_is_jumped_in_gets_more_and_more() {
         let ahead = ReadAhead::default();
         let mut expected = FIRST_WINDOW;
         for jump in 0..40 {
             let around = ahead.around(1000 * jump, Some(NodeId(7)), MOST);
             assert_eq!(around, both(expected), "{jump}");
-            expected = (expected * 2).min(MAX_JUMP_WINDOW);
+            if jump % JUMPS_TO_GROW == JUMPS_TO_GROW - 1 {
+                expected = (expected * 2).min(MAX_JUMP_WINDOW);
+            }
             let other = ahead.around(1000 * jump + 500, Some(NodeId(jump + 100)), MOST);
             assert_eq!(other, both(FIRST_WINDOW), "another file");
         }

@@ -721,11 +721,11 @@ fn few_files_are_open_however_many_layers_there_are() {
 
 /// Returns the bytes that the program has allocated.
 fn allocated() -> usize {
-    // SAFETY: it only counts.
     #[expect(
         unsafe_code,
         reason = "the system's allocator, which tests have, counts for C only"
     )]
+    // SAFETY: it only counts.
     let found = unsafe { libc::mallinfo2() };
     found.uordblks + found.hblkhd
 }
