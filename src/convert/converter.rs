@@ -307,9 +307,8 @@ impl Shared {
             };
             let running = Arc::clone(&this);
             let outcome = this.flight.join(key.clone(), || async move {
-                let outcome = running
-                    .run(key, &source, &repository, &manifest, depth)
-                    .await;
+                let converted = running.run(key, &source, &repository, &manifest, depth);
+                let outcome = Box::pin(converted).await;
                 drop((room, ticket));
                 outcome
             });

@@ -87,7 +87,7 @@ async fn optimize(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
         Some(file) => (record::read(file)?, None),
         None => {
             let Recorded { lines, report, .. } =
-                run_once(&conversion, &args.workload, args.image.json).await?;
+                Box::pin(run_once(&conversion, &args.workload, args.image.json)).await?;
             (lines, Some(report))
         }
     };
@@ -96,7 +96,8 @@ async fn optimize(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     }
     print_summary(&lines, workload.as_ref());
     let quiet = args.image.json;
-    let report = interruptible(convert::image(conversion, lines.clone(), quiet)).await?;
+    let converted = Box::pin(convert::image(conversion, lines.clone(), quiet));
+    let report = interruptible(converted).await?;
     if args.profile {
         let attached = interruptible(conversion.attach_profiles(&report, &lines)).await?;
         output::say(&format!(
@@ -119,7 +120,8 @@ async fn run_once(
     quiet: bool,
 ) -> Result<Recorded, Failure> {
     let bar = Bar::new("converting", 0, quiet);
-    let image = interruptible(LazyImage::mount(conversion, bar.counter())).await?;
+    let mounted = Box::pin(LazyImage::mount(conversion, bar.counter()));
+    let image = interruptible(mounted).await?;
     bar.finish();
     let overrides = args.overrides();
     let options = RunOptions {

@@ -149,13 +149,14 @@ impl Authenticator {
                 }
                 let key = challenge.token_key(repository, action);
                 let login = self.credentials.login(repository);
-                get_token(
+                // Boxed, because it is seldom needed and would be the largest part of every request.
+                Box::pin(get_token(
                     (&self.memory, self.id),
                     key,
                     &self.http,
                     &self.registry,
                     login,
-                )
+                ))
                 .await
             }
         }

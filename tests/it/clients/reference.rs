@@ -48,9 +48,9 @@ fn agrees_with_the_reference(image: &str) {
     let original = format!("{}/image:1", registry.address);
     containerd.ctr(&format!("images pull --plain-http {original}"));
     // On one thread, because the number of threads changes the reference's chunk borders and so its
-    // TOC.
+    // TOC. Its own chunks have 4 MiB.
     containerd.ctr_remote_on_one_thread(&format!(
-        "images convert --estargz --oci {original} reference:1"
+        "images convert --estargz --oci --estargz-chunk-size 262144 {original} reference:1"
     ));
     let reference = containerd.manifest("reference:1");
     let ours = server.converted("local/image", "1");
@@ -170,7 +170,7 @@ fn a_record_of_the_reference_orders_our_layers_as_its_own() {
     let starlift =
         |arguments: &str| place.run(&format!("{} {arguments}", env!("CARGO_BIN_EXE_starlift")));
     starlift(&format!(
-        "convert --estargz-record-in {record} {original} {ours}"
+        "convert --estargz-record-in {record} --chunk-size 4MiB {original} {ours}"
     ));
     let mut landmarks = std::collections::BTreeSet::new();
     for (at, layer) in reference["layers"].as_array().unwrap().iter().enumerate() {
