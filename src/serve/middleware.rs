@@ -27,7 +27,7 @@ use super::flush::Flushes;
 use super::registry_request::is_from_mirror;
 use super::response::DOCKER_CONTENT_DIGEST;
 use super::streams::Clock;
-use super::{client_address, guard, policy};
+use super::{client_address, guard, policy, unread};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -40,11 +40,18 @@ const PIECE: usize = 64 << 10;
 const MAX_REQUEST_ID: usize = 64;
 
 pub(crate) async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let (request, unread) = unread::watch(request);
+    let mut response = answered(&app, request, next).await;
+    unread.close_after(&mut response);
+    response
+}
+
+async fn answered(app: &Arc<App>, request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
     let span = tracing::info_span!("request", id);
     let address = client_address::address(&app.config, request.headers(), request.extensions());
     let account = Account::open(&id, address, endpoint(request.uri().path()));
-    let line = Line::of(&app, &request, &span, &account);
+    let line = Line::of(app, &request, &span, &account);
     let refused = |failure: ApiError, line| {
         let holds = Holds::default();
         finished(failure.into_response(), line, &id, holds)

@@ -59,6 +59,7 @@ mod streams;
 mod tags;
 mod tls;
 mod token;
+mod unread;
 
 pub use access::{
     AccessConfig, AccessError, AccessRule, Action, ImagePattern, IssuerConfig, IssuerError,

@@ -107,6 +107,8 @@ async fn a_refusal_reaches_a_client_that_is_still_sending_its_body() {
     let mut answer = String::new();
     connection.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    // Nobody sends another request after such a body.
+    assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
 }
 
 #[tokio::test]
