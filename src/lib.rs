@@ -83,6 +83,10 @@ pub mod serve {
         pub use config::AccessConfig;
         pub use policy::AccessRule;
     }
+    pub mod budgets {
+        mod config;
+        pub use config::BudgetsConfig;
+    }
     pub mod config;
     pub use config::Config;
 }
