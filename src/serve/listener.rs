@@ -16,7 +16,7 @@ use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::response::Response;
 use axum_server::accept::Accept;
-use axum_server::tls_rustls::RustlsAcceptor;
+use axum_server::tls_rustls::RustlsConfig;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -63,7 +63,7 @@ pub(super) struct Listener {
 
 /// The state that all connections of a listener share.
 struct Shared {
-    tls: Option<(RustlsAcceptor<StallAcceptor>, Arc<Authorities>)>,
+    tls: Option<(RustlsConfig, Arc<Authorities>)>,
     stall: StallAcceptor,
     router: Router,
     config: Arc<Config>,
@@ -85,14 +85,8 @@ impl Listener {
             connections,
         } = self;
         let stall = StallAcceptor::new(config.write_timeout);
-        let acceptor = |tls: Tls| {
-            let acceptor = RustlsAcceptor::new(tls.config)
-                .handshake_timeout(config.header_timeout)
-                .acceptor(stall);
-            (acceptor, tls.authorities)
-        };
         let shared = Arc::new(Shared {
-            tls: tls.map(acceptor),
+            tls: tls.map(|tls| (tls.config, tls.authorities)),
             stall,
             router,
             builder: builder(&config),
@@ -215,22 +209,23 @@ impl Peer {
 
 impl Shared {
     async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, admitted: Admitted) {
+        let Ok((stream, ())) = self.stall.accept(stream, ()).await else {
+            return;
+        };
         match &self.tls {
             None => {
-                if let Ok((stream, ())) = self.stall.accept(stream, ()).await {
-                    let peer = Peer::without_certificate(peer);
-                    self.drive(stream, peer, &admitted.connection).await;
-                }
+                let peer = Peer::without_certificate(peer);
+                self.drive(stream, peer, &admitted.connection).await;
             }
-            Some((tls, authorities)) => {
+            Some((config, authorities)) => {
                 let changed = authorities.changed();
                 let accepted = tokio::select! {
                     () = self.stopping.cancelled() => return,
                     () = admitted.connection.given_up.cancelled() => return,
-                    accepted = tls.accept(stream, ()) => accepted,
+                    accepted = tls::accept(config, stream, self.config.header_timeout) => accepted,
                 };
                 match accepted {
-                    Ok((stream, _service)) => {
+                    Ok(stream) => {
                         let certificate = tls::client(stream.get_ref().1, peer);
                         let peer = Peer {
                             address: peer,

@@ -15,8 +15,11 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ServerConfig, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConnection};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::signal::unix::Signal;
-use tokio::time::interval;
+use tokio::time::{interval, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::limit::LineLimit;
@@ -24,6 +27,7 @@ use crate::telemetry::log::chain;
 
 use super::access::ClientCertificate;
 use super::config::TlsConfig;
+use super::linger::Lingering;
 
 /// How often the files are checked for changes.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
@@ -209,6 +213,32 @@ pub(super) fn client(connection: &ServerConnection, peer: SocketAddr) -> Option<
         tracing::warn!(%peer, dropped, "client certificate without one usable name");
     }
     certificate
+}
+
+/// Shakes hands with a client.
+///
+/// A client that is refused gets the time to read the reason: its request may be on the way already,
+/// and a connection that is closed then is reset.
+///
+/// # Errors
+/// If the client is refused, or the handshake takes longer than `limit`.
+pub(super) async fn accept<S>(
+    config: &RustlsConfig,
+    stream: S,
+    limit: Duration,
+) -> io::Result<TlsStream<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let acceptor = TlsAcceptor::from(config.get_inner());
+    match timeout(limit, acceptor.accept(stream).into_fallible()).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err((error, stream))) => {
+            let _gone = Lingering::new(stream).shutdown().await;
+            Err(error)
+        }
+        Err(elapsed) => Err(elapsed.into()),
+    }
 }
 
 /// Logs that a handshake has failed because of the client's certificate.
