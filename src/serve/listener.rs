@@ -1,7 +1,7 @@
 //! The accept loop: admits connections as long as there is room, serves each, and ends them.
 //!
 //! ```text
-//! accept ▶ Connections (room, share) ▶ TLS ▶ stall watch ▶ lingering close ▶ hyper
+//! accept ▶ Connections (room, share) ▶ stall watch ▶ TLS ▶ lingering close ▶ hyper
 //!                                                                            └▶ a task and a clock per stream ▶ router
 //! ```
 
@@ -15,7 +15,6 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::response::Response;
-use axum_server::accept::Accept;
 use axum_server::tls_rustls::RustlsConfig;
 use http::Request;
 use hyper::body::Incoming;
@@ -36,7 +35,7 @@ use super::config::Config;
 use super::connections::{Admitted, Connection, Connections};
 use super::flush::Reported;
 use super::linger::Lingering;
-use super::stall::StallAcceptor;
+use super::stall;
 use super::streams::{Executor, Timed};
 use super::tls::{self, Authorities, Tls};
 
@@ -64,7 +63,6 @@ pub(super) struct Listener {
 /// The state that all connections of a listener share.
 struct Shared {
     tls: Option<(RustlsConfig, Arc<Authorities>)>,
-    stall: StallAcceptor,
     router: Router,
     config: Arc<Config>,
     builder: Builder<Executor>,
@@ -84,10 +82,8 @@ impl Listener {
             config,
             connections,
         } = self;
-        let stall = StallAcceptor::new(config.write_timeout);
         let shared = Arc::new(Shared {
             tls: tls.map(|tls| (tls.config, tls.authorities)),
-            stall,
             router,
             builder: builder(&config),
             stopping,
@@ -209,7 +205,7 @@ impl Peer {
 
 impl Shared {
     async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, admitted: Admitted) {
-        let Ok((stream, ())) = self.stall.accept(stream, ()).await else {
+        let Ok(stream) = stall::watch(stream, self.config.write_timeout) else {
             return;
         };
         match &self.tls {

@@ -5,26 +5,17 @@
 //! with others: see `streams`. A client that reads nothing at all does not answer the server's
 //! pings either.
 
-use std::future::Ready;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum_server::accept::Accept;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 use crate::telemetry::metrics;
-
-/// Accepts connections that fail once nothing could be written for `limit`. Small writes are not
-/// delayed.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct StallAcceptor {
-    limit: Duration,
-}
 
 /// A watched connection.
 #[derive(Debug)]
@@ -36,31 +27,17 @@ pub(super) struct Watched {
     patience: Option<Pin<Box<Sleep>>>,
 }
 
-impl StallAcceptor {
-    pub(super) fn new(limit: Duration) -> Self {
-        Self { limit }
-    }
-
-    fn watch(self, stream: TcpStream) -> io::Result<Watched> {
-        stream.set_nodelay(true)?;
-        let client = stream.peer_addr()?;
-        Ok(Watched {
-            stream,
-            client,
-            limit: self.limit,
-            patience: None,
-        })
-    }
-}
-
-impl<S> Accept<TcpStream, S> for StallAcceptor {
-    type Stream = Watched;
-    type Service = S;
-    type Future = Ready<io::Result<(Watched, S)>>;
-
-    fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        std::future::ready(self.watch(stream).map(|stream| (stream, service)))
-    }
+/// Watches a connection, which fails once nothing could be written for `limit`. Small writes are not
+/// delayed.
+pub(super) fn watch(stream: TcpStream, limit: Duration) -> io::Result<Watched> {
+    stream.set_nodelay(true)?;
+    let client = stream.peer_addr()?;
+    Ok(Watched {
+        stream,
+        client,
+        limit,
+        patience: None,
+    })
 }
 
 impl Watched {

@@ -45,6 +45,29 @@ pub(super) const LEARNED: [&str; 2] = ["learned, 1 start", "learned, 3 starts"];
 /// rows are compared.
 pub(super) const BY_HAND: [&str; 2] = ["starlift optimize", "ctr-remote optimize"];
 
+/// The rows with lazy images that are converted on request and need no work by hand.
+const WITHOUT: Row = Row {
+    name: NO_PROFILE,
+    form: Form::Converted,
+    profiles: false,
+    learned: 0,
+    node: Daemon::Starlift,
+};
+const PREDICTED: Row = Row {
+    name: STATIC,
+    form: Form::Converted,
+    profiles: true,
+    learned: 0,
+    node: Daemon::Starlift,
+};
+const AFTER_ONE: Row = Row {
+    name: LEARNED[0],
+    form: Form::Converted,
+    profiles: true,
+    learned: 1,
+    node: Daemon::Starlift,
+};
+
 pub(super) const ROWS: [Row; 7] = [
     Row {
         name: PLAIN,
@@ -53,27 +76,9 @@ pub(super) const ROWS: [Row; 7] = [
         learned: 0,
         node: Daemon::Overlayfs,
     },
-    Row {
-        name: NO_PROFILE,
-        form: Form::Converted,
-        profiles: false,
-        learned: 0,
-        node: Daemon::Starlift,
-    },
-    Row {
-        name: STATIC,
-        form: Form::Converted,
-        profiles: true,
-        learned: 0,
-        node: Daemon::Starlift,
-    },
-    Row {
-        name: LEARNED[0],
-        form: Form::Converted,
-        profiles: true,
-        learned: 1,
-        node: Daemon::Starlift,
-    },
+    WITHOUT,
+    PREDICTED,
+    AFTER_ONE,
     Row {
         name: LEARNED[1],
         form: Form::Converted,
@@ -99,27 +104,9 @@ pub(super) const ROWS: [Row; 7] = [
 
 /// The rows that are compared for each chunk size.
 pub(super) const CHUNK_ROWS: [Row; 4] = [
-    Row {
-        name: NO_PROFILE,
-        form: Form::Converted,
-        profiles: false,
-        learned: 0,
-        node: Daemon::Starlift,
-    },
-    Row {
-        name: STATIC,
-        form: Form::Converted,
-        profiles: true,
-        learned: 0,
-        node: Daemon::Starlift,
-    },
-    Row {
-        name: LEARNED[0],
-        form: Form::Converted,
-        profiles: true,
-        learned: 1,
-        node: Daemon::Starlift,
-    },
+    WITHOUT,
+    PREDICTED,
+    AFTER_ONE,
     Row {
         name: "reference daemon",
         form: Form::Converted,
