@@ -27,7 +27,7 @@ use tokio::sync::OnceCell;
 use self::data::{LayerData, Piece};
 use self::fetch::{Blob, FetchError, Fetcher, Lookup, Reason, Traffic, Transfer};
 use self::measure::Measure;
-use self::read_ahead::ReadAhead;
+use self::read_ahead::{Missed, ReadAhead};
 use self::tree::{Content, FileId, Tree};
 use crate::registry::Peer;
 
@@ -116,6 +116,11 @@ impl Layer {
 
     pub(crate) fn traffic(&self) -> &Traffic {
         &self.transfer.traffic
+    }
+
+    /// From now on, the parts of files that are read are known, and prefetched.
+    pub(crate) fn foresee_parts(&self) {
+        self.read_ahead.foresee();
     }
 
     /// Returns bytes of a regular file, fewer at its end, if they are all on this node. Returns
@@ -281,13 +286,18 @@ impl Layer {
 
     /// Returns the numbers of the chunks to fetch along with the chunks `first` to `last`.
     fn beside(&self, first: u32, last: u32) -> Vec<u32> {
+        let toc = self.tree().toc();
         let file = self.data().places().file_with(first);
-        let around = self.read_ahead.around(first, file, self.fetcher.max_run());
+        let missed = file.and_then(|file| {
+            let size = toc.node(file)?.size();
+            Some(Missed { file, size })
+        });
+        let most = self.fetcher.max_run();
+        let around = self.read_ahead.around(first, missed, most);
         let mut chunks = match around.before {
             0 => Vec::new(),
             before => self.before(first, before),
         };
-        let toc = self.tree().toc();
         let Some(end) = toc.chunk(last).map(|chunk| chunk.range.end) else {
             return chunks;
         };

@@ -7,9 +7,11 @@ use crate::agent::layer::Layer;
 use crate::agent::layer::tree::{Content, FileId};
 use crate::profile::{Profile, ProfiledFile};
 
-/// If a profile does not list ranges, all chunks of a file up to this size are fetched: four chunks
-/// of the default size.
+/// If a profile does not list parts of a file, all chunks of a file up to this size are fetched.
 const WHOLE: u64 = 16 << 20;
+/// Bytes at the beginning and at the end of a larger file: a header with the tables that the dynamic
+/// linker reads (ELF), the directory of an archive (zip, a JVM's modules).
+const END: u64 = 4 << 20;
 
 /// A file of a profile that exists in a layer.
 #[derive(Debug)]
@@ -19,6 +21,12 @@ pub(super) struct Planned {
     pub(super) id: FileId,
     /// Its chunks that are not on this node.
     pub(super) missing: Vec<QueuedChunk>,
+}
+
+/// Whether `profile` lists parts of files in the layer at this place of its image.
+pub(super) fn lists_parts(profile: &Profile, place: u32) -> bool {
+    let mut files = profile.files.iter();
+    files.any(|profiled| profiled.layer == place && !profiled.extents.is_empty())
 }
 
 /// Returns the files that `profile` names in the layer at this place of its image. Skips files that
@@ -55,9 +63,11 @@ fn missing(layer: &Layer, id: FileId, file: u32, profiled: &ProfiledFile) -> Vec
     } else if node.size() <= WHOLE {
         all.collect()
     } else {
-        // A header (ELF, SQLite, a JVM's modules), and the directory at the end of formats such as
-        // zip.
-        all.clone().take(1).chain(all.last()).collect()
+        let (head, tail) = (at(END - 1), at(node.size() - END));
+        let is_in_head = |number| head.is_some_and(|head| number <= head);
+        let is_in_tail = |number| tail.is_some_and(|tail| number >= tail);
+        all.filter(|number| is_in_head(*number) || is_in_tail(*number))
+            .collect()
     };
     let absent = numbers.into_iter().filter(|number| !layer.is_held(*number));
     let chunks = absent.filter_map(|number| Some((number, layer.tree().toc().chunk(number)?)));
