@@ -73,7 +73,11 @@ pub fn select(specs: &[RangeSpec], size: u64) -> Selection {
     if parts.is_empty() {
         return Selection::Unsatisfiable;
     }
-    Selection::Parts(merge(parts))
+    Selection::Parts(if parts.len() == 1 {
+        parts
+    } else {
+        merge(parts)
+    })
 }
 
 fn resolve(spec: RangeSpec, size: u64) -> Option<Range<u64>> {

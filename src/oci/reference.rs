@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use super::digest::Digest;
 
@@ -13,7 +14,7 @@ const MAX_TAG_LEN: usize = 128;
 
 /// A valid repository name, without a host: `library/nginx`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Repository(Box<str>);
+pub struct Repository(Arc<str>);
 
 /// A valid tag.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

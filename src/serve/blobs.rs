@@ -15,7 +15,7 @@ use crate::oci::media_type::OCTET_STREAM;
 use crate::oci::range::{Selection, content_range, parse, select};
 use crate::oci::{Digest, Repository};
 use crate::registry;
-use crate::store::{self, Key, Object, Store};
+use crate::store::{self, Key, Nearby, Object, Store};
 use crate::telemetry::metrics;
 use crate::transport::Source;
 
@@ -111,7 +111,7 @@ pub(crate) async fn answer(
         Ok(Readable::Missing) => Ok(false),
         Err(failure) => Err(failure),
     };
-    let answer = from_upstream(app, ask, digest).await;
+    let answer = Box::pin(from_upstream(app, ask, digest)).await;
     answer.map_err(|failure| after_upstream(failure, stored))
 }
 
@@ -134,23 +134,15 @@ async fn from_store(
         response::set(response.headers_mut(), LOCATION, url.as_str());
         return Ok(response);
     }
-    if !ask.is_head {
-        note(app, ask, &object);
-    }
+    let selection = wanted(ask, &object.digest, object.size, app.config.max_ranges);
+    note(app, ask, &object, selection.as_ref());
     count("store");
     let digest = object.digest.clone();
     let origin = Origin::Store {
         store: app.store.clone(),
         object,
     };
-    send(
-        ask,
-        &digest,
-        &origin,
-        app.config.max_ranges,
-        MAX_STORE_READS,
-    )
-    .await
+    send(ask, &digest, &origin, selection, MAX_STORE_READS).await
 }
 
 /// Whether the bytes of the layer's ranges pass through this server, though blobs are redirected,
@@ -164,16 +156,11 @@ fn is_learned_from(app: &App, ask: &RegistryRequest, object: &Object) -> bool {
 }
 
 /// Reports the ranges of a layer, from which the files of a start are learned.
-fn note(app: &App, ask: &RegistryRequest, object: &Object) {
-    let (Some(ranges), Some(client), Key::Layer { .. }) = (&app.ranges, ask.client, &object.key)
-    else {
-        return;
-    };
-    if !ask.headers.contains_key(RANGE) || ask.headers.contains_key(PURPOSE) {
-        return;
-    }
-    if let Some(Selection::Parts(parts)) =
-        wanted(ask, &object.digest, object.size, app.config.max_ranges)
+fn note(app: &App, ask: &RegistryRequest, object: &Object, selection: Option<&Selection>) {
+    if let (Some(ranges), Some(client)) = (&app.ranges, ask.client)
+        && let Some(Selection::Parts(parts)) = selection
+        && matches!(object.key, Key::Layer { .. })
+        && !ask.headers.contains_key(PURPOSE)
     {
         ranges.read(client, &object.digest, object.size, parts);
     }
@@ -205,14 +192,8 @@ async fn from_upstream(
         digest: digest.clone(),
         size,
     };
-    let answer = send(
-        ask,
-        digest,
-        &origin,
-        app.config.max_ranges,
-        app.config.max_cold_reads,
-    )
-    .await;
+    let selection = wanted(ask, digest, size, app.config.max_ranges);
+    let answer = send(ask, digest, &origin, selection, app.config.max_cold_reads).await;
     // The size from a HEAD request is remembered once the upstream has sent bytes.
     match &answer {
         Ok(_) if !ask.is_head => app.blob_sizes.insert(key, size).await,
@@ -244,17 +225,16 @@ async fn send(
     ask: &RegistryRequest,
     digest: &Digest,
     origin: &Origin,
-    max_ranges: usize,
+    selection: Option<Selection>,
     max_reads: usize,
 ) -> Result<Response, ApiError> {
-    let size = origin.size();
     if response::is_known_to_client(&ask.headers, digest) {
         return Ok(decorated(StatusCode::NOT_MODIFIED, digest));
     }
-    let mut response = match wanted(ask, digest, size, max_ranges) {
-        Some(Selection::Unsatisfiable) => return Err(ApiError::unsatisfiable(size)),
+    let mut response = match selection {
+        Some(Selection::Unsatisfiable) => return Err(ApiError::unsatisfiable(origin.size())),
         Some(Selection::Parts(parts)) => partial(ask, digest, origin, parts, max_reads).await?,
-        None => whole(ask, digest, origin).await?,
+        None => Box::pin(whole(ask, digest, origin)).await?,
     };
     response
         .headers_mut()
@@ -314,41 +294,55 @@ async fn partial(
     let mut response = decorated(StatusCode::PARTIAL_CONTENT, digest);
     let layout = match parts.as_slice() {
         [part] => {
-            response::set(
-                response.headers_mut(),
-                CONTENT_RANGE,
-                &content_range(part, size),
-            );
+            let length = part.end - part.start;
+            response::describe(&mut response, OCTET_STREAM, length);
+            let range = content_range(part, size);
+            response::set(response.headers_mut(), CONTENT_RANGE, &range);
+            let fill =
+                |file: &Nearby, body: &mut [u8]| file.read_cached(body, part.start).then_some(());
+            if let Some(body) = cached(origin, length, fill).await {
+                *response.body_mut() = Body::from(body);
+                return Ok(response);
+            }
             Layout::single(part.clone())
         }
-        _ => Layout::multipart(parts, size, &boundary(), max_reads)
-            .ok_or_else(ApiError::far_parts)?,
+        _ => {
+            let layout = Layout::multipart(parts, size, &boundary(), max_reads)
+                .ok_or_else(ApiError::far_parts)?;
+            response::describe(&mut response, &layout.content_type, layout.length);
+            let fill = |file: &Nearby, body: &mut [u8]| {
+                layout.fill(body, |part, offset| file.read_cached(part, offset))
+            };
+            if let Some(body) = cached(origin, layout.length, fill).await {
+                *response.body_mut() = Body::from(body);
+                return Ok(response);
+            }
+            layout
+        }
     };
-    response::describe(&mut response, &layout.content_type, layout.length);
-    if let Some(body) = cached(origin, &layout).await {
-        *response.body_mut() = Body::from(body);
-        return Ok(response);
-    }
-    let stream = read(origin.clone(), layout)
+    let stream = Box::pin(read(origin.clone(), layout))
         .await
         .map_err(|error| failure(error, ask))?;
     *response.body_mut() = Body::from_stream(stream);
     Ok(response)
 }
 
-/// The body, if it is short and all its bytes are in this machine's page cache.
-async fn cached(origin: &Origin, layout: &Layout) -> Option<Bytes> {
+/// The body of `length` bytes, if it is short and all its bytes are in this machine's page cache, so
+/// that `fill` can fill it.
+async fn cached(
+    origin: &Origin,
+    length: u64,
+    fill: impl FnOnce(&Nearby, &mut [u8]) -> Option<()>,
+) -> Option<Bytes> {
     let Origin::Store { store, object } = origin else {
         return None;
     };
-    if layout.length > MAX_COPIED {
+    if length > MAX_COPIED {
         return None;
     }
-    let file = store.open_file(object).await?;
-    let mut body = store.buffer(usize::try_from(layout.length).ok()?);
-    layout.fill(body.as_mut_slice(), |part, offset| {
-        file.read_cached(part, offset)
-    })?;
+    let file = store.nearby(object).await?;
+    let mut body = store.buffer(usize::try_from(length).ok()?);
+    fill(&file, body.as_mut_slice())?;
     Some(body.freeze())
 }
 

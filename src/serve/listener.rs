@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! accept ▶ Connections (room, share) ▶ stall watch ▶ TLS ▶ lingering close ▶ hyper
-//!                                                                            └▶ a task and a clock per stream ▶ router
+//!                                                                            └▶ a task and a clock per stream ▶ routes
 //! ```
 
 use std::convert::Infallible;
@@ -11,10 +11,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
-use axum::response::Response;
+
 use axum_server::tls_rustls::RustlsConfig;
 use http::Request;
 use hyper::body::Incoming;
@@ -26,7 +25,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt as _;
 
 use crate::telemetry::metrics;
 
@@ -35,6 +33,7 @@ use super::config::Config;
 use super::connections::{Admitted, Connection, Connections};
 use super::flush::Reported;
 use super::linger::Lingering;
+use super::router::Routes;
 use super::stall;
 use super::streams::{Executor, Timed};
 use super::tls::{self, Authorities, Tls};
@@ -55,7 +54,7 @@ const CONNECTION_WINDOW: u32 = 256 << 10;
 pub(super) struct Listener {
     pub(super) listener: TcpListener,
     pub(super) tls: Option<Tls>,
-    pub(super) router: Router,
+    pub(super) routes: Routes,
     pub(super) config: Arc<Config>,
     pub(super) connections: Arc<Connections>,
 }
@@ -63,7 +62,7 @@ pub(super) struct Listener {
 /// The state that all connections of a listener share.
 struct Shared {
     tls: Option<(RustlsConfig, Arc<Authorities>)>,
-    router: Router,
+    routes: Routes,
     config: Arc<Config>,
     builder: Builder<Executor>,
     /// Cancelled when the server accepts no new requests.
@@ -78,13 +77,13 @@ impl Listener {
         let Self {
             listener,
             tls,
-            router,
+            routes,
             config,
             connections,
         } = self;
         let shared = Arc::new(Shared {
             tls: tls.map(|tls| (tls.config, tls.authorities)),
-            router,
+            routes,
             builder: builder(&config),
             stopping,
             ended: CancellationToken::new(),
@@ -247,7 +246,8 @@ impl Shared {
                 request.extensions_mut().insert(certificate.clone());
             }
             request.extensions_mut().insert(Arc::clone(connection));
-            self.answer(request)
+            let routes = self.routes.clone();
+            async move { Ok::<_, Infallible>(routes.answer(request.map(Body::new)).await) }
         });
         let stream = Reported::new(Lingering::new(stream), Arc::clone(&connection.flushes));
         let served = self.builder.serve_connection(TokioIo::new(stream), service);
@@ -270,12 +270,5 @@ impl Shared {
             () = self.ended.cancelled() => {}
             () = &mut served => {}
         }
-    }
-
-    fn answer(
-        &self,
-        request: Request<Incoming>,
-    ) -> impl Future<Output = Result<Response, Infallible>> + Send + use<> {
-        self.router.clone().oneshot(request.map(Body::new))
     }
 }

@@ -8,12 +8,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use axum::body::Body;
-use axum::extract::{ConnectInfo, Request, State};
-use axum::middleware::Next;
+use axum::extract::{ConnectInfo, Request};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, SERVER};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tracing::{Instrument as _, Span};
 
@@ -39,14 +38,29 @@ const PIECE: usize = 64 << 10;
 /// The longest request id that is accepted from a client.
 const MAX_REQUEST_ID: usize = 64;
 
-pub(crate) async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+/// Answers a request with `handle`.
+pub(crate) async fn observe<F>(
+    app: &Arc<App>,
+    request: Request,
+    handle: impl FnOnce(Request) -> F,
+) -> Response
+where
+    F: Future<Output = Response>,
+{
     let (request, unread) = unread::watch(request);
-    let mut response = answered(&app, request, next).await;
+    let mut response = answered(app, request, handle).await;
     unread.close_after(&mut response);
     response
 }
 
-async fn answered(app: &Arc<App>, request: Request, next: Next) -> Response {
+async fn answered<F>(
+    app: &Arc<App>,
+    request: Request,
+    handle: impl FnOnce(Request) -> F,
+) -> Response
+where
+    F: Future<Output = Response>,
+{
     let id = request_id(request.headers());
     let span = tracing::info_span!("request", id);
     let address = client_address::address(&app.config, request.headers(), request.extensions());
@@ -84,7 +98,7 @@ async fn answered(app: &Arc<App>, request: Request, next: Next) -> Response {
     {
         return refused(ApiError::over_budget(&over, is_mirror), line);
     }
-    let served = Arc::clone(&account).during(next.run(request));
+    let served = Arc::clone(&account).during(handle(request));
     let mut response = served.instrument(span).await;
     if let Some(bytes) = line.body_of(&response)
         && let Err(over) = account.send(bytes)
@@ -188,7 +202,7 @@ struct Line {
     reason: Option<Reason>,
     span: Span,
     method: Method,
-    path: String,
+    uri: Uri,
     client: Option<SocketAddr>,
     endpoint: &'static str,
     status: StatusCode,
@@ -219,10 +233,7 @@ impl Line {
             reason: None,
             span: span.clone(),
             method: request.method().clone(),
-            path: request
-                .uri()
-                .path_and_query()
-                .map_or_else(String::new, |path| path.as_str().to_owned()),
+            uri: request.uri().clone(),
             client,
             endpoint: endpoint(request.uri().path()),
             // The status for a client that leaves before the answer, as nginx logs it.
@@ -234,7 +245,7 @@ impl Line {
     }
 
     fn is_api(&self) -> bool {
-        self.path.starts_with("/v2")
+        self.uri.path().starts_with("/v2")
     }
 
     /// Whether the budgets count the request: it is for images, tokens, profiles
@@ -242,7 +253,9 @@ impl Line {
     fn is_budgeted(&self) -> bool {
         match self.endpoint {
             "manifest" | "blob" | "referrers" | "tags" | "token" => true,
-            "api" => self.path.starts_with("/api/v1/profiles/") || self.method == Method::POST,
+            "api" => {
+                self.uri.path().starts_with("/api/v1/profiles/") || self.method == Method::POST
+            }
             _ => false,
         }
     }
@@ -313,8 +326,8 @@ impl Drop for Line {
             .map(|client| client.to_string())
             .unwrap_or_default();
         let is_cut = self.expected.is_some_and(|expected| self.sent < expected);
-        let (method, path, status, bytes) =
-            (&self.method, &self.path, self.status.as_u16(), self.sent);
+        let path = self.uri.path_and_query().map_or("", |path| path.as_str());
+        let (method, status, bytes) = (&self.method, self.status.as_u16(), self.sent);
         self.span.in_scope(|| match self.endpoint {
             "health" => tracing::debug!(%method, path, status, bytes, seconds, client, "answered"),
             _ => tracing::info!(%method, path, status, bytes, seconds, client, is_cut, "answered"),

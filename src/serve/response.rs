@@ -15,6 +15,9 @@ pub(crate) const DOCKER_CONTENT_DIGEST: HeaderName =
 pub(crate) const IMMUTABLE: HeaderValue =
     HeaderValue::from_static("public, max-age=31536000, immutable");
 
+/// Headers of an answer, those of every answer included, so that the map is allocated once.
+const HEADERS: usize = 16;
+
 /// An answer that carries `digest` as content digest and entity tag.
 pub(crate) fn of_digest(status: StatusCode, digest: &Digest) -> Response {
     let mut response = with_status(status);
@@ -63,6 +66,7 @@ pub(crate) fn document(status: StatusCode, media_type: &str, bytes: Bytes) -> Re
 fn with_status(status: StatusCode) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
+    *response.headers_mut() = HeaderMap::with_capacity(HEADERS);
     response
 }
 
@@ -72,6 +76,9 @@ fn entity_tag(digest: &Digest) -> String {
 
 /// Whether `If-None-Match` shows that the client already has this digest.
 pub(crate) fn is_known_to_client(headers: &HeaderMap, digest: &Digest) -> bool {
+    if !headers.contains_key(IF_NONE_MATCH) {
+        return false;
+    }
     let tag = entity_tag(digest);
     let lines = headers
         .get_all(IF_NONE_MATCH)

@@ -1,18 +1,20 @@
-//! Paths to handlers. Repository names hold slashes, so all of `/v2/` is one route, split by
-//! [`RegistryRequest`].
+//! Paths to handlers. Repository names hold slashes, so all of `/v2/` is one handler's, whose path is
+//! split by [`RegistryRequest`].
 
 use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{any, get};
 use axum::{Extension, Router};
+use futures::FutureExt as _;
+use futures::future::Either;
 use http::header::AUTHORIZATION;
 use http::{Method, StatusCode};
 use serde_json::json;
-use tower_http::catch_panic::CatchPanicLayer;
+use tower::ServiceExt as _;
 
 use crate::oci::route::{Operation, RouteError};
 
@@ -26,14 +28,52 @@ use super::{
     api, blobs, health, manifests, middleware, page, profiles, referrers, response, tags, token,
 };
 
-pub(crate) fn router(app: Arc<App>, face: Face) -> Router {
+/// The requests of a listener.
+#[derive(Clone)]
+pub(crate) struct Routes {
+    app: Arc<App>,
+    face: Face,
+    router: Router,
+}
+
+impl Routes {
+    pub(crate) fn new(app: &Arc<App>, face: Face) -> Self {
+        Self {
+            app: Arc::clone(app),
+            face,
+            router: router(Arc::clone(app), face),
+        }
+    }
+
+    /// Answers a request.
+    pub(crate) async fn answer(&self, request: Request) -> Response {
+        middleware::observe(&self.app, request, |request| self.handle(request)).await
+    }
+
+    /// Lazy clients send thousands of requests for ranges a second. Those for images do not pass
+    /// through the router, whose layers copy themselves for each request.
+    async fn handle(&self, request: Request) -> Response {
+        let is_of_image = self.face != Face::Api
+            && matches!(request.uri().path().strip_prefix("/v2/"), Some(rest) if !rest.is_empty());
+        let answer = if is_of_image {
+            Either::Left(registry(&self.app, request))
+        } else {
+            let answer = self.router.clone().oneshot(request);
+            Either::Right(answer.map(|answer| answer.unwrap_or_else(|never| match never {})))
+        };
+        let answer = AssertUnwindSafe(answer).catch_unwind().await;
+        answer.unwrap_or_else(panicked)
+    }
+}
+
+/// All but the requests for images.
+fn router(app: Arc<App>, face: Face) -> Router {
     let health = Router::new()
         .route("/healthz", get(health::live))
         .route("/readyz", get(health::ready));
     let public = Router::new()
         .route("/v2", any(ping))
         .route("/v2/", any(ping))
-        .route("/v2/{*path}", any(registry))
         // This handler limits its body itself.
         .route("/token", get(token::give).post(token::give_by_form))
         // This handler limits its body itself.
@@ -56,8 +96,6 @@ pub(crate) fn router(app: Arc<App>, face: Face) -> Router {
         .fallback(missing)
         .layer(Extension(face))
         .layer(DefaultBodyLimit::max(api::MAX_BODY))
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(from_fn_with_state(Arc::clone(&app), middleware::observe))
         .with_state(app)
 }
 
@@ -85,19 +123,19 @@ async fn ping(State(app): State<Arc<App>>, method: Method, caller: Caller) -> Re
     sender.refused(&app, &refusal).into_response()
 }
 
-async fn registry(State(app): State<Arc<App>>, request: Request) -> Response {
+async fn registry(app: &Arc<App>, request: Request) -> Response {
     if !is_read(request.method()) {
         return ApiError::method().into_response();
     }
-    let ask = match RegistryRequest::read(&app, request).await {
+    let ask = match RegistryRequest::read(app, request).await {
         Ok(ask) => ask,
         Err(failure) => return failure.into_response(),
     };
     let answer = match &ask.operation {
-        Operation::Manifest(reference) => manifests::answer(&app, &ask, reference).await,
-        Operation::Blob(digest) => blobs::answer(&app, &ask, digest).await,
-        Operation::Referrers(digest) => referrers::answer(&app, &ask, digest).await,
-        Operation::Tags => tags::answer(&app, &ask).await,
+        Operation::Manifest(reference) => Box::pin(manifests::answer(app, &ask, reference)).await,
+        Operation::Blob(digest) => blobs::answer(app, &ask, digest).await,
+        Operation::Referrers(digest) => Box::pin(referrers::answer(app, &ask, digest)).await,
+        Operation::Tags => Box::pin(tags::answer(app, &ask)).await,
     };
     answer.unwrap_or_else(ApiError::into_response)
 }

@@ -28,7 +28,7 @@ use super::error::Chain;
 use super::face::Face;
 use super::listener::Listener;
 use super::places::share;
-use super::router::router;
+use super::router::Routes;
 use super::tls::{Tls, TlsError};
 
 /// The most connections to the API's own listener: operators, scrapes and probes.
@@ -166,7 +166,7 @@ impl Server {
         let of = |listener, face, connections| Listener {
             listener,
             tls: tls.clone(),
-            router: router(Arc::clone(&app), face),
+            routes: Routes::new(&app, face),
             config: Arc::clone(&config),
             connections,
         };

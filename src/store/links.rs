@@ -159,7 +159,9 @@ impl Store {
         if let Some(link) = self.inner.linked.get(&key).await {
             return Ok(Some(link));
         }
-        let Some(record) = self.record::<LinkRecord>(&holder.link(digest)).await? else {
+        let key_of_link = holder.link(digest);
+        let read = Box::pin(self.record::<LinkRecord>(&key_of_link));
+        let Some(record) = read.await? else {
             return Ok(None);
         };
         let link = Link {

@@ -137,9 +137,8 @@ impl Ranges {
     }
 
     /// Records that a client requested parts of a layer of `size` bytes, in order. Never waits.
-    pub fn read(&self, client: IpAddr, layer: &Digest, size: u64, parts: Vec<Range<u64>>) {
-        let is_probe =
-            matches!(parts.as_slice(), [part] if part.start == 0 && part.end <= MAX_PROBE);
+    pub fn read(&self, client: IpAddr, layer: &Digest, size: u64, parts: &[Range<u64>]) {
+        let is_probe = matches!(parts, [part] if part.start == 0 && part.end <= MAX_PROBE);
         if parts.is_empty() || parts.len() > MAX_PARTS || is_probe {
             return;
         }
@@ -147,7 +146,7 @@ impl Ranges {
             client,
             layer: layer.clone(),
             size,
-            parts,
+            parts: parts.to_vec(),
             at: Instant::now(),
         }));
     }

@@ -145,7 +145,7 @@ impl Access {
         let credentials =
             Credentials::from_headers(headers).map_err(|_malformed| Refusal::BadCredentials)?;
         match (credentials, certificate) {
-            (Some(credentials), _) => self.judge(credentials).await,
+            (Some(credentials), _) => Box::pin(self.judge(credentials)).await,
             (None, Some(certificate)) if certificate.until <= unix_now() => {
                 Err(Refusal::BadCredentials)
             }
@@ -246,7 +246,7 @@ impl Access {
             Identity::Anonymous => return Err(Refusal::Unidentified),
             Identity::User(_) | Identity::Client(_) => return Err(Refusal::Denied),
         };
-        match self.may_pull(client, location, &upstream, proof).await? {
+        match Box::pin(self.may_pull(client, location, &upstream, proof)).await? {
             Verdict::Granted => {}
             Verdict::Refused => return Err(Refusal::Denied),
             Verdict::Unknown => return Err(Refusal::Unavailable),
@@ -256,7 +256,9 @@ impl Access {
         let source = self
             .clients
             .try_get_with(key, upstream.for_client(&client.login));
-        let source = source.await.map_err(|error| unavailable(&error))?;
+        let source = Box::pin(source)
+            .await
+            .map_err(|error| unavailable(&error))?;
         Ok(Admission { reader, source })
     }
 
@@ -303,7 +305,7 @@ impl Access {
             repository: location.repository.clone(),
             proof: Proof::Manifest(Reference::Digest(image.clone())),
         };
-        self.grants.verdict(holder, &question).await == Verdict::Granted
+        Box::pin(self.grants.verdict(holder, &question)).await == Verdict::Granted
     }
 
     /// Records that the upstream has served the reader something of the repository.
