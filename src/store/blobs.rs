@@ -11,8 +11,9 @@ use futures::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 
 use super::error::{Damage, Error};
 use super::key::Key;
+use super::open_files::OpenFile;
 use super::range_cache::{PieceId, RangeCache};
-use super::{Buffer, Object, OpenFile, Store};
+use super::{Buffer, Object, Store};
 use crate::oci::Digest;
 
 /// Objects up to this size are cached in memory after `read_all`: manifests and configurations, not
@@ -24,6 +25,27 @@ const PIECES_AHEAD: usize = 2;
 /// on, so that damage still gives a status: configurations and manifests. A client's first piece
 /// takes four times as much memory.
 const CHECKED_FIRST: u64 = 64 << 10;
+
+/// An object's bytes on this machine.
+#[derive(Debug)]
+pub struct Nearby(Place);
+
+#[derive(Debug)]
+enum Place {
+    File(Arc<OpenFile>),
+    Pieces(RangeCache, Digest),
+}
+
+impl Nearby {
+    /// Fills `buffer` with the object's bytes at `offset`, and returns whether it is full. It is not
+    /// unless all of them are in the page cache. Never waits for the disk.
+    pub fn read_cached(&self, buffer: &mut [u8], offset: u64) -> bool {
+        match &self.0 {
+            Place::File(file) => file.read_cached(buffer, offset),
+            Place::Pieces(cache, digest) => cache.read_cached(digest, buffer, offset),
+        }
+    }
+}
 
 impl Store {
     /// The object with this digest, if a record makes it visible. Counts as a use of it.
@@ -41,7 +63,7 @@ impl Store {
             return Ok(Some(object));
         }
         let forgotten = self.inner.forgotten.load(Ordering::Acquire);
-        let found = self.look_up(digest).await?;
+        let found = Box::pin(self.look_up(digest)).await?;
         if let Some(object) = &found {
             self.inner
                 .objects
@@ -177,16 +199,20 @@ impl Store {
         let (store, wanted) = (self.clone(), object.clone());
         let within = whole.clone();
         let fetch = move || async move { store.read_part(&wanted, within).await.ok() };
-        let bytes = match cache.piece(id, fetch).await {
-            Some(bytes) => bytes,
-            // Asked once more for the reason.
-            None => self.read_part(object, whole.clone()).await?,
-        };
         let at = |offset: u64| {
             let within = offset.clamp(whole.start, whole.end) - whole.start;
-            usize::try_from(within).unwrap_or_default().min(bytes.len())
+            usize::try_from(within).unwrap_or_default()
         };
-        Ok(bytes.slice(at(range.start)..at(range.end)))
+        let within = at(range.start)..at(range.end);
+        match cache.part(id, within, fetch).await {
+            Some(bytes) => Ok(bytes),
+            // Asked once more for the reason.
+            None => {
+                let start = range.start.max(whole.start);
+                self.read_part(object, start..range.end.min(whole.end))
+                    .await
+            }
+        }
     }
 
     /// Reads a part of an object that fits into memory.
@@ -203,10 +229,21 @@ impl Store {
         self.inner.backend.buffers().take(length)
     }
 
-    /// The object's open file, for parts of it that are in the page cache. `None` in a bucket.
+    /// The object's bytes on this machine, for parts of it that are in the page cache. `None` in a
+    /// bucket without a cache here.
     ///
     /// As with [`read`](Self::read), the object is checked in the background.
-    pub async fn open_file(&self, object: &Object) -> Option<Arc<OpenFile>> {
+    pub async fn nearby(&self, object: &Object) -> Option<Nearby> {
+        if let Some(cache) = &self.inner.ranges {
+            self.check_later(object);
+            let place = Place::Pieces(cache.clone(), object.digest.clone());
+            return Some(Nearby(place));
+        }
+        let file = self.open_file(object).await?;
+        Some(Nearby(Place::File(file)))
+    }
+
+    async fn open_file(&self, object: &Object) -> Option<Arc<OpenFile>> {
         if let Some(file) = self.inner.files.get(&object.digest) {
             self.check_later(object);
             return Some(file);
@@ -216,7 +253,7 @@ impl Store {
         let (store, object) = (self.clone(), object.clone());
         let open = move || {
             let files = &store.inner.files;
-            files.open(&object.digest, &path, object.size);
+            files.open(object.digest.clone(), &path, object.size);
             files.get(&object.digest)
         };
         tokio::task::spawn_blocking(open).await.ok().flatten()

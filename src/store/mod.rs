@@ -48,13 +48,13 @@ use tokio::sync::Semaphore;
 
 use crate::oci::Digest;
 use backend::Backend;
+pub use blobs::Nearby;
 pub use buffers::Buffer;
 pub use config::{Config, RangeCacheConfig, Retention, Scrub, Secret};
 pub use error::{Damage, Error};
 pub use key::{Generation, Key};
 pub use lease::{Lease, layer_lease};
 pub use links::{Held, Holder, Link};
-pub use open_files::OpenFile;
 pub use profiles::{Merge, Salt, StackRecord};
 pub use records::{ImageRecord, LayerOutcome, LayerRecord};
 pub use scrub::{Finding, ScrubReport};
@@ -62,6 +62,8 @@ pub use statements::StoredStatement;
 pub use sweep::SweepReport;
 pub use upload::LayerUpload;
 
+/// Most files of objects that are open: a quarter of the descriptors that a process has by default.
+const OPEN_FILES: u64 = 256;
 /// The memory for the keys of objects, in bytes: about 100,000 of them.
 const FOUND_OBJECTS: u64 = 32 << 20;
 /// How long an object's key is cached. Shorter than any sensible grace, so that an object swept by
@@ -97,7 +99,7 @@ struct Inner {
     backend: Backend,
     config: Config,
     objects: Cache<Digest, Object>,
-    files: open_files::OpenFiles,
+    files: open_files::OpenFiles<Digest>,
     /// Pieces of a bucket's objects on disk.
     ranges: Option<range_cache::RangeCache>,
     /// The number of forgotten objects. A look-up that caches an object checks whether it changed
@@ -196,7 +198,7 @@ impl Store {
         let inner = Inner {
             backend,
             forgotten: AtomicU64::new(0),
-            files: open_files::OpenFiles::default(),
+            files: open_files::OpenFiles::new(OPEN_FILES),
             ranges,
             objects: weighed(FOUND_OBJECTS, FOUND_FOR, |_, object: &Object| {
                 ENTRY * 2 + object.media_type.as_ref().map_or(0, String::len)

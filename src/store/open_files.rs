@@ -5,6 +5,7 @@
 //! two hops to another thread cost more than the copy.
 
 use std::fs::File;
+use std::hash::Hash;
 use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -14,51 +15,50 @@ use std::time::Duration;
 use moka::sync::Cache;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
-use crate::oci::Digest;
-
-/// Most files that are open: a quarter of the descriptors that a process has by default.
-const MAX_OPEN: u64 = 256;
 /// How long a file that nobody reads stays open. The blocks of a deleted file are freed no later.
 const IDLE: Duration = Duration::from_secs(30);
 /// How long a file stays open. A file that was replaced in the folder is noticed no later.
 const LIFETIME: Duration = Duration::from_secs(120);
 
-/// The open files, by the digests of their objects.
-#[derive(Debug)]
-pub(super) struct OpenFiles(Cache<Digest, Arc<OpenFile>>);
+/// The open files, by the names of what they hold. Clones share them.
+#[derive(Debug, Clone)]
+pub(super) struct OpenFiles<K: Hash + Eq + Send + Sync + 'static>(Cache<K, Arc<OpenFile>>);
 
 /// The open file of an object.
 #[derive(Debug)]
-pub struct OpenFile(File);
+pub(super) struct OpenFile(File);
 
-impl Default for OpenFiles {
-    fn default() -> Self {
+impl<K: Hash + Eq + Send + Sync + 'static> OpenFiles<K> {
+    /// Keeps at most `most` files open.
+    pub(super) fn new(most: u64) -> Self {
         let files = Cache::builder()
-            .max_capacity(MAX_OPEN)
+            .max_capacity(most)
             .time_to_idle(IDLE)
             .time_to_live(LIFETIME);
         Self(files.build())
     }
-}
 
-impl OpenFiles {
-    pub(super) fn get(&self, digest: &Digest) -> Option<Arc<OpenFile>> {
-        self.0.get(digest)
+    pub(super) fn get(&self, name: &K) -> Option<Arc<OpenFile>> {
+        self.0.get(name)
+    }
+
+    pub(super) fn keep(&self, name: K, file: File) {
+        self.0.insert(name, Arc::new(file.into()));
     }
 
     /// Opens a file of `size` bytes. Blocking. Does nothing if it cannot be opened or has another
     /// size, because an ordinary read finds out why.
-    pub(super) fn open(&self, digest: &Digest, path: &Path, size: u64) {
+    pub(super) fn open(&self, name: K, path: &Path, size: u64) {
         let Ok(file) = File::open(path) else {
             return;
         };
         if file.metadata().is_ok_and(|meta| meta.len() == size) {
-            self.0.insert(digest.clone(), Arc::new(file.into()));
+            self.keep(name, file);
         }
     }
 
-    pub(super) fn close(&self, digest: &Digest) {
-        self.0.invalidate(digest);
+    pub(super) fn close(&self, name: &K) {
+        self.0.invalidate(name);
     }
 }
 
@@ -80,7 +80,7 @@ impl OpenFile {
     /// Fills `buffer` with the bytes at `offset`, and returns whether it is full. It is not if some
     /// of them are not in the page cache, or the file ends before. Never waits for the disk (Linux,
     /// preadv2(2), `RWF_NOWAIT`).
-    pub fn read_cached(&self, mut buffer: &mut [u8], mut offset: u64) -> bool {
+    pub(super) fn read_cached(&self, mut buffer: &mut [u8], mut offset: u64) -> bool {
         while !buffer.is_empty() {
             let slices = &mut [IoSliceMut::new(buffer)];
             match preadv2(&self.0, slices, offset, ReadWriteFlags::NOWAIT) {
@@ -100,16 +100,17 @@ impl OpenFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oci::Digest;
 
     #[test]
     fn bytes_in_the_page_cache_are_read_and_a_short_file_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("object");
         std::fs::write(&path, b"0123456789").unwrap();
-        let (files, digest) = (OpenFiles::default(), Digest::sha256_of(b"object"));
-        files.open(&digest, &path, 9);
+        let (files, digest) = (OpenFiles::new(9), Digest::sha256_of(b"object"));
+        files.open(digest.clone(), &path, 9);
         assert!(files.get(&digest).is_none(), "the size differs");
-        files.open(&digest, &path, 10);
+        files.open(digest.clone(), &path, 10);
         let file = files.get(&digest).unwrap();
         let mut buffer = [0; 4];
         assert!(file.read_cached(&mut buffer, 3));

@@ -24,6 +24,7 @@ use tempfile::NamedTempFile;
 
 use super::config::RangeCacheConfig;
 use super::error::Error;
+use super::open_files::OpenFiles;
 use crate::flight::Flight;
 use crate::oci::Digest;
 use crate::telemetry::limit::LineLimit;
@@ -33,6 +34,8 @@ use crate::telemetry::metrics;
 pub(super) const PIECE: u64 = 256 << 10;
 /// Bytes of the checksum behind a piece.
 const CHECKSUM: usize = 32;
+/// Most pieces whose files stay open: the hottest 128 MiB, or more if many are the ends of objects.
+const MAX_OPEN: u64 = 512;
 /// The cache's unit of weight. A file takes whole blocks of the disk.
 const UNIT: u64 = 4096;
 
@@ -57,6 +60,8 @@ struct Piece {
 pub(super) struct RangeCache {
     folder: Arc<PathBuf>,
     pieces: Cache<PieceId, Arc<Piece>>,
+    /// The files of pieces that were compared with their checksums.
+    open: OpenFiles<PieceId>,
     fetching: Flight<PieceId, Option<Bytes>>,
     failures: Arc<LineLimit>,
 }
@@ -105,8 +110,10 @@ impl RangeCache {
         let mut builder = DirBuilder::new();
         let created = builder.recursive(true).mode(0o700).create(&*folder);
         created.map_err(unusable)?;
-        let own = Arc::clone(&folder);
+        let open = OpenFiles::<PieceId>::new(MAX_OPEN);
+        let (own, files) = (Arc::clone(&folder), open.clone());
         let delete = move |id: Arc<PieceId>, _: Arc<Piece>, cause: RemovalCause| {
+            files.close(&id);
             if cause != RemovalCause::Replaced {
                 let _gone_or_found_at_the_next_start = fs::remove_file(id.path(&own));
             }
@@ -123,6 +130,7 @@ impl RangeCache {
         let this = Self {
             folder,
             pieces,
+            open,
             fetching: Flight::default(),
             failures: Arc::default(),
         };
@@ -158,19 +166,50 @@ impl RangeCache {
         self.pieces.insert(id, Arc::new(piece));
     }
 
-    /// Returns a whole piece, from disk or else from `fetch`, which runs once for all callers.
-    /// `None` if it is not here and `fetch` returns nothing.
-    pub(super) async fn piece<F>(
+    /// Fills `buffer` with an object's bytes at `offset`, and returns whether it is full. It is not
+    /// unless all of them are in the page cache, in files that are open. Never waits.
+    pub(super) fn read_cached(
+        &self,
+        digest: &Digest,
+        mut buffer: &mut [u8],
+        mut offset: u64,
+    ) -> bool {
+        while !buffer.is_empty() {
+            let id = PieceId {
+                digest: digest.clone(),
+                number: offset / PIECE,
+            };
+            let within = offset % PIECE;
+            let length = usize::try_from(PIECE - within).unwrap_or(usize::MAX);
+            let (part, rest) = buffer.split_at_mut(length.min(buffer.len()));
+            // A use for the choice of what goes, too.
+            let (Some(_), Some(file)) = (self.pieces.get(&id), self.open.get(&id)) else {
+                return false;
+            };
+            if !file.read_cached(part, within) {
+                return false;
+            }
+            count("hit");
+            offset += part.len() as u64;
+            buffer = rest;
+        }
+        true
+    }
+
+    /// Returns the bytes `within` a piece, from disk or else from `fetch`, which fetches the whole
+    /// piece, once for all callers. `None` if it is not here and `fetch` returns nothing.
+    pub(super) async fn part<F>(
         &self,
         id: PieceId,
+        within: Range<usize>,
         fetch: impl FnOnce() -> F + Send,
     ) -> Option<Bytes>
     where
         F: Future<Output = Option<Bytes>> + Send + 'static,
     {
         if let Some(piece) = self.pieces.get(&id) {
-            let (own, id) = (self.clone(), id.clone());
-            let read = tokio::task::spawn_blocking(move || own.read(&id, &piece));
+            let (own, id, within) = (self.clone(), id.clone(), within.clone());
+            let read = tokio::task::spawn_blocking(move || own.read(&id, &piece, within));
             if let Some(bytes) = read.await.ok().flatten() {
                 count("hit");
                 return Some(bytes);
@@ -188,25 +227,33 @@ impl RangeCache {
                 Some(bytes)
             }
         });
-        joined.await.flatten()
+        let bytes = joined.await.flatten()?;
+        is_within(&within, bytes.len()).then(|| bytes.slice(within))
     }
 
-    /// Reads a piece. Blocking. A piece that differs from the written one is forgotten.
-    fn read(&self, id: &PieceId, piece: &Piece) -> Option<Bytes> {
+    /// Reads the bytes `within` a piece. Blocking. A piece that differs from the written one is
+    /// forgotten.
+    fn read(&self, id: &PieceId, piece: &Piece, within: Range<usize>) -> Option<Bytes> {
         let read = File::open(id.path(&self.folder)).and_then(|file| {
-            let mut bytes = vec![0; usize::try_from(piece.length).unwrap_or_default() + CHECKSUM];
-            file.read_exact_at(&mut bytes, 0)?;
-            Ok(Bytes::from(bytes))
+            let bytes = if piece.is_checked.load(Ordering::Relaxed) {
+                let mut bytes = vec![0; within.len()];
+                file.read_exact_at(&mut bytes, within.start as u64)?;
+                Some(bytes.into())
+            } else {
+                let whole = piece.whole(&file)?;
+                whole
+                    .filter(|whole| is_within(&within, whole.len()))
+                    .map(|whole| whole.slice(within))
+            };
+            Ok((file, bytes))
         });
         match read {
-            Ok(mut bytes) => {
-                let checksum = bytes.split_off(bytes.len() - CHECKSUM);
-                let is_whole = piece.is_checked.load(Ordering::Relaxed)
-                    || Sha256::digest(&bytes).as_slice() == checksum;
-                piece.is_checked.store(is_whole, Ordering::Relaxed);
-                if is_whole {
-                    return Some(bytes);
-                }
+            Ok((file, Some(bytes))) => {
+                piece.is_checked.store(true, Ordering::Relaxed);
+                self.open.keep(id.clone(), file);
+                return Some(bytes);
+            }
+            Ok((_, None)) => {
                 tracing::warn!(digest = %id.digest, number = id.number, "a piece in store.cache is damaged; it is fetched again");
             }
             Err(error) => self.log(&error, "a piece in store.cache cannot be read"),
@@ -249,6 +296,22 @@ impl RangeCache {
     }
 }
 
+impl Piece {
+    /// Reads the whole piece. `None` if it differs from the written one.
+    fn whole(&self, file: &File) -> io::Result<Option<Bytes>> {
+        let length = usize::try_from(self.length).unwrap_or_default();
+        let mut bytes = vec![0; length + CHECKSUM];
+        file.read_exact_at(&mut bytes, 0)?;
+        let mut bytes = Bytes::from(bytes);
+        let checksum = bytes.split_off(length);
+        Ok((Sha256::digest(&bytes).as_slice() == checksum).then_some(bytes))
+    }
+}
+
+fn is_within(range: &Range<usize>, length: usize) -> bool {
+    range.start <= range.end && range.end <= length
+}
+
 fn count(outcome: &'static str) {
     metrics()
         .store_cache
@@ -288,7 +351,9 @@ mod tests {
             seen.store(true, Ordering::Relaxed);
             Some(content(number))
         };
-        assert_eq!(cache.piece(id(number), fetch).await, Some(content(number)));
+        let whole = 0..content(number).len();
+        let read = cache.part(id(number), whole, fetch).await;
+        assert_eq!(read, Some(content(number)));
         is_fetched.load(Ordering::Relaxed)
     }
 
@@ -302,7 +367,7 @@ mod tests {
         assert!(!fetched(&open(), 0).await);
         first.forget(&id(0).digest, 1);
         assert!(fetched(&first, 0).await);
-        assert_eq!(first.piece(id(7), || async { None }).await, None);
+        assert_eq!(first.part(id(7), 0..1, || async { None }).await, None);
     }
 
     #[tokio::test]
@@ -323,6 +388,31 @@ mod tests {
         fs::write(folder.path().join("cd/foreign"), "").unwrap();
         drop(open());
         assert!(!folder.path().join("cd/foreign").exists());
+    }
+
+    #[tokio::test]
+    async fn hot_pieces_are_read_without_waiting_as_long_as_they_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(folder.path(), ByteSize::mib(10));
+        let digest = id(0).digest;
+        let mut buffer = [0; 20];
+        for number in [1, 2] {
+            fetched(&cache, number).await;
+            assert!(
+                !cache.read_cached(&digest, &mut buffer, number * PIECE),
+                "not open yet"
+            );
+            let part = cache.part(id(number), 5..9, || async { None }).await;
+            assert_eq!(part, Some(content(number).slice(5..9)));
+        }
+        assert!(cache.read_cached(&digest, &mut buffer, 2 * PIECE - 10));
+        assert_eq!(buffer, [[1; 10], [2; 10]].concat()[..]);
+        assert!(
+            !cache.read_cached(&digest, &mut buffer, 3 * PIECE - 10),
+            "the end is not here"
+        );
+        cache.forget(&digest, 2 * PIECE);
+        assert!(!cache.read_cached(&digest, &mut buffer, PIECE));
     }
 
     #[tokio::test]
