@@ -5,9 +5,12 @@
 //! `invariants` checks the results meanwhile, `report` and `plot` present them.
 
 mod agent;
+mod bucket;
 mod codecs;
 mod containerd;
+mod contest;
 mod convert;
+mod docker_registry;
 mod figures;
 mod guarded;
 mod h2load;
@@ -66,6 +69,9 @@ enum Scenario {
     Codecs(codecs::Arguments),
     /// `starlift serve`, warm, against nginx and docker-registry; needs both, wrk, curl and skopeo
     Serve(serve::Arguments),
+    /// `starlift serve` over a bucket, against nginx with a proxy cache and docker-registry's redirects;
+    /// needs the tools of `serve`, and `moto_server`
+    Bucket(bucket::Arguments),
     /// `starlift agent` against ext4 and the reference snapshotter; needs root, containerd,
     /// `ctr-remote`, runc and Go
     Agent(agent::Arguments),
@@ -87,6 +93,7 @@ fn main() -> anyhow::Result<()> {
         Scenario::Memory(arguments) => memory::measure_all(&arguments),
         Scenario::Codecs(arguments) => codecs::measure_all(&arguments),
         Scenario::Serve(arguments) => serve::measure_all(&arguments),
+        Scenario::Bucket(arguments) => bucket::measure_all(&arguments),
         Scenario::Agent(arguments) => agent::measure_all(&arguments),
         Scenario::Start(arguments) => start::measure_all(&arguments),
         Scenario::Chunks(arguments) => start::measure_chunks(&arguments),

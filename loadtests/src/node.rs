@@ -2,6 +2,7 @@
 //! run.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::env;
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ const REFERENCE: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../tests/it/fixtures/stargz-grpc"
 );
+/// The same snapshotter in its current version, which `.ci/clients` builds.
+const REFERENCE_OF_TODAY: &str = "stargz-grpc-today";
 /// The type of EROFS in statfs(2).
 const EROFS_MAGIC: &str = "e0f5e1e2";
 /// The name of containerd's own snapshotter, which unpacks layers.
@@ -122,7 +125,8 @@ impl Snapshotter {
     /// Starts the reference snapshotter without prefetch and without background fetch.
     pub(crate) fn reference(name: &'static str, place: &Path) -> anyhow::Result<Self> {
         let (root, socket) = (place.join(name), place.join(format!("{name}.sock")));
-        let mut command = Command::new(stargz_grpc::build(Path::new(REFERENCE)));
+        let debians = || stargz_grpc::build(Path::new(REFERENCE));
+        let mut command = Command::new(reference_of_today().unwrap_or_else(debians));
         command.arg(&socket).arg(&root);
         let daemon = Daemon::start(command, &place.join(format!("{name}.log")), || {
             socket.exists()
@@ -138,6 +142,13 @@ impl Snapshotter {
             },
         })
     }
+}
+
+/// Returns the reference snapshotter in its current version, if `PATH` leads to it.
+pub(crate) fn reference_of_today() -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    let mut found = env::split_paths(&path).map(|folder| folder.join(REFERENCE_OF_TODAY));
+    found.find(|file| file.is_file())
 }
 
 impl Drop for Mounts {

@@ -13,15 +13,15 @@ use std::process::Command;
 use anyhow::{Context as _, ensure};
 use sha2::{Digest as _, Sha256};
 
-use crate::figures::Spread;
+use crate::contest::{Client, Contest, HEAD};
+use crate::docker_registry;
 use crate::guarded::Guarded;
-use crate::h2load;
 use crate::harness::{Daemon, free_address, run};
 use crate::images::Image;
-use crate::plot::{Bar, Bars, Plot};
+use crate::plot::{Bars, Plot};
 use crate::report::Report;
 use crate::server::{self, MANIFEST_TYPE, Server};
-use crate::wrk::{self, Load, Ranges, Seen};
+use crate::wrk::{Load, Ranges};
 
 /// The peer of the server with rules.
 const OPEN: &str = "itself without rules";
@@ -64,33 +64,6 @@ struct Urls {
     their_digest: String,
 }
 
-/// The program that sends a load.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Client {
-    /// wrk, over HTTP/1.
-    Http1,
-    /// h2load, over HTTP/2 without TLS. It asks for the same range again and again.
-    Http2 { streams: usize },
-}
-
-/// One load, for a URL of Starlift and a URL of its peer.
-struct Contest<'s> {
-    name: &'static str,
-    load: Load,
-    client: Client,
-    ours: (&'s str, &'s Daemon),
-    theirs: (&'static str, &'s str, &'s Daemon),
-    our_runs: Vec<Run>,
-    their_runs: Vec<Run>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Run {
-    seen: Seen,
-    /// Processor seconds that the server used.
-    cpu: f64,
-}
-
 pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
     let mut report = Report::begin("serve", "Warm reads, against nginx and docker-registry")?;
     report.note(format!(
@@ -112,27 +85,11 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
     let mut contests = contests(&servers, arguments.seconds);
     for _ in 0..arguments.rounds {
         for contest in &mut contests {
-            contest
-                .our_runs
-                .push(contest.load(contest.ours, place.path())?);
-            let (_, url, daemon) = contest.theirs;
-            contest
-                .their_runs
-                .push(contest.load((url, daemon), place.path())?);
+            contest.round(place.path())?;
         }
     }
     let rows = contests.iter().flat_map(Contest::rows).collect();
-    let head = [
-        "load",
-        "server",
-        "requests/s",
-        "MB/s",
-        "p99 ms",
-        "CPU ms/request",
-        "requests/s ×",
-        "per CPU ×",
-    ];
-    report.table("Closed loop", &head, rows);
+    report.table("Closed loop", &HEAD, rows);
     for peer in ["nginx", "docker-registry", OPEN] {
         report.plot(Plot::Bars(Bars {
             title: format!("Requests a second against {peer}'s (whisker: best and worst round)"),
@@ -264,75 +221,9 @@ fn contests(servers: &Servers, seconds: u64) -> Vec<Contest<'_>> {
     ]
 }
 
-impl Run {
-    fn rate(&self) -> f64 {
-        self.seen.requests / self.seen.seconds
-    }
-
-    fn cpu_of_each(&self) -> f64 {
-        self.cpu * 1e3 / self.seen.requests
-    }
-}
-
-impl Contest<'_> {
-    fn load(&self, (url, daemon): (&str, &Daemon), place: &Path) -> anyhow::Result<Run> {
-        let before = daemon.cpu()?;
-        let seen = match self.client {
-            Client::Http1 => wrk::run(&self.load, url, place)?,
-            Client::Http2 { streams } => h2load::run(&self.load, streams, url, place)?,
-        };
-        Ok(Run {
-            seen,
-            cpu: daemon.cpu()? - before,
-        })
-    }
-
-    fn rows(&self) -> [Vec<String>; 2] {
-        let median =
-            |runs: &[Run], figure: fn(&Run) -> f64| Spread::of(runs.iter().map(figure)).median;
-        let times = median(&self.our_runs, Run::rate) / median(&self.their_runs, Run::rate);
-        let per_cpu =
-            median(&self.their_runs, Run::cpu_of_each) / median(&self.our_runs, Run::cpu_of_each);
-        [
-            ("starlift", &self.our_runs, Some((times, per_cpu))),
-            (self.theirs.0, &self.their_runs, None),
-        ]
-        .map(|(server, runs, ratios)| {
-            let spread = |figure: fn(&Run) -> f64| Spread::of(runs.iter().map(figure));
-            let ratio =
-                |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.2}"));
-            vec![
-                self.name.to_owned(),
-                server.to_owned(),
-                spread(Run::rate).show(0),
-                format!(
-                    "{:.0}",
-                    spread(|run| run.seen.bytes / run.seen.seconds / 1e6).median
-                ),
-                spread(|run| run.seen.p99_milliseconds).show(2),
-                format!("{:.3}", spread(Run::cpu_of_each).median),
-                ratio(ratios.map(|ratios| ratios.0)),
-                ratio(ratios.map(|ratios| ratios.1)),
-            ]
-        })
-    }
-
-    fn bar(&self) -> Bar {
-        let ours = Spread::of(self.our_runs.iter().map(Run::rate));
-        let theirs = Spread::of(self.their_runs.iter().map(Run::rate));
-        Bar {
-            label: self.name.to_owned(),
-            value: ours.median / theirs.median,
-            least: ours.least / theirs.median,
-            most: ours.most / theirs.median,
-            group: 0,
-        }
-    }
-}
-
 fn start(arguments: &Arguments, place: &Path) -> anyhow::Result<Servers> {
     let image = Image::get(&arguments.image)?;
-    let (registry, registry_address) = docker_registry(place)?;
+    let (registry, registry_address) = docker_registry::start(place, docker_registry::IN_A_FOLDER)?;
     let name = image.name.as_str();
     let source = image.oci();
     run(&format!(
@@ -417,29 +308,6 @@ fn same_manifests(urls: &Urls) -> anyhow::Result<()> {
         ensure!(ask(url)? == first, "{url} returns another manifest");
     }
     Ok(())
-}
-
-fn docker_registry(place: &Path) -> anyhow::Result<(Daemon, SocketAddr)> {
-    let address = free_address()?;
-    let config = place.join("registry.yml");
-    let root = place.join("registry");
-    fs::write(
-        &config,
-        format!(
-            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
-             storage: {{filesystem: {{rootdirectory: {}}}, cache: {{blobdescriptor: inmemory}}}}\n\
-             http: {{addr: \"{address}\"}}\n",
-            root.display()
-        ),
-    )?;
-    let mut command = Command::new("docker-registry");
-    command.arg("serve").arg(config);
-    let url = format!("http://{address}/v2/");
-    let ready = || run(&format!("curl -sf {url}")).is_ok();
-    Ok((
-        Daemon::start(command, &place.join("registry.log"), ready)?,
-        address,
-    ))
 }
 
 /// Starts nginx, which serves the file `blob` at the first address over HTTP/1 and at the second over

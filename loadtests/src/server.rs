@@ -40,7 +40,8 @@ impl Server {
         upstreams: &[String],
         settings: &[(&str, &str)],
     ) -> anyhow::Result<Self> {
-        Self::launch(starlift, place, upstreams, |command| {
+        let store = place.join("store").display().to_string();
+        Self::launch(starlift, place, upstreams, &store, |command| {
             let settings = settings.iter();
             command.envs(settings.map(|(key, value)| (format!("STARLIFT_{key}"), value)));
         })
@@ -53,7 +54,19 @@ impl Server {
         upstreams: &[String],
         file: &Path,
     ) -> anyhow::Result<Self> {
-        Self::launch(starlift, place, upstreams, |command| {
+        let store = place.join("store").display().to_string();
+        Self::start_configured_over(starlift, place, upstreams, file, &store)
+    }
+
+    /// The same with a store at `store`, a folder or a bucket.
+    pub(crate) fn start_configured_over(
+        starlift: &Path,
+        place: &Path,
+        upstreams: &[String],
+        file: &Path,
+        store: &str,
+    ) -> anyhow::Result<Self> {
+        Self::launch(starlift, place, upstreams, store, |command| {
             command.arg("--config").arg(file);
         })
     }
@@ -62,13 +75,12 @@ impl Server {
         starlift: &Path,
         place: &Path,
         upstreams: &[String],
+        store: &str,
         adjust: impl FnOnce(&mut Command),
     ) -> anyhow::Result<Self> {
         let address = free_address()?;
         let mut command = Command::new(starlift);
-        command
-            .args(["serve", "--listen", &address.to_string(), "--store"])
-            .arg(place.join("store"));
+        command.args(["serve", "--listen", &address.to_string(), "--store", store]);
         command.args(
             upstreams
                 .iter()

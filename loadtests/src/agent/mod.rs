@@ -5,11 +5,14 @@ mod containers;
 mod memory;
 mod pull;
 mod reads;
+mod reference;
 mod start;
 mod sweep;
 
 use std::path::PathBuf;
 
+use crate::harness::run;
+use crate::node::reference_of_today;
 use crate::report::Report;
 
 /// The reference snapshotter's name in containerd and in the tables.
@@ -24,7 +27,7 @@ const BEFORE: &str = "before";
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The measurements to run.
-    #[arg(value_enum, default_values = ["containers", "reads", "memory", "start", "pull", "sweep"])]
+    #[arg(value_enum, default_values = ["containers", "reads", "memory", "start", "pull", "reference", "sweep"])]
     parts: Vec<Part>,
     /// The executable to measure.
     #[arg(long, default_value = "target/release/starlift")]
@@ -47,6 +50,7 @@ enum Part {
     Memory,
     Start,
     Pull,
+    Reference,
     Sweep,
 }
 
@@ -59,6 +63,12 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
         "{} rounds, alternating contestants; medians (least–most)",
         arguments.rounds
     ));
+    let of_today = reference_of_today();
+    report.note(format!(
+        "containerd: {}; the reference: {}",
+        run("containerd --version")?.trim(),
+        of_today.map_or("Debian's", |_| "its current version")
+    ));
     for part in &arguments.parts {
         match part {
             Part::Containers => containers::measure(arguments, &mut report)?,
@@ -66,6 +76,7 @@ pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
             Part::Memory => memory::measure(arguments, &mut report)?,
             Part::Start => start::measure(arguments, &mut report)?,
             Part::Pull => pull::measure(arguments, &mut report)?,
+            Part::Reference => reference::measure(arguments, &mut report)?,
             Part::Sweep => sweep::measure(arguments, &mut report)?,
         }
     }
