@@ -175,7 +175,8 @@ impl Shares {
         }
     }
 
-    /// Takes `units` in this turn, waiting for it no longer than `patience`. Cancel safe.
+    /// Takes `units` in this turn, waiting for it no longer than `patience`, or for as long as it
+    /// takes while nobody waits for the work. Cancel safe.
     ///
     /// # Errors
     /// [`Full`] when the units were not free in time, or are more than one upstream may ever hold.
@@ -194,6 +195,8 @@ impl Shares {
             return Err(full());
         }
         let (granted, mut share) = oneshot::channel();
+        // Judged before the waiter is in the queue, so that no promotion is overlooked.
+        let is_ahead = turn.urgency.is_ahead();
         let urgency = turn.urgency.clone();
         let waiter = Waiter {
             units,
@@ -202,18 +205,17 @@ impl Shares {
         };
         self.inner.enqueue(turn, waiter);
         Inner::grant(&self.inner);
-        let granted = async {
+        if is_ahead {
             tokio::select! {
                 biased;
-                share = &mut share => return share,
+                share = &mut share => return share.map_err(|_gone| full()),
                 () = turn.urgency.promoted() => {}
             }
             // Units that were kept for awaited work may be free.
             Inner::grant(&self.inner);
-            share.await
-        };
+        }
         // The sender stays in the queue until the share is granted.
-        tokio::time::timeout(patience, granted)
+        tokio::time::timeout(patience, share)
             .await
             .map_err(|_elapsed| full())?
             .map_err(|_gone| full())

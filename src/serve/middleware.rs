@@ -68,7 +68,7 @@ async fn answered(app: &Arc<App>, request: Request, next: Next) -> Response {
     // Health and metrics must answer even under overload.
     let places = match line.endpoint {
         "manifest" | "blob" | "referrers" | "tags" | "token" => Some(&app.places),
-        "api" | "page" => Some(&app.api_places),
+        "api" | "page" | "notification" => Some(&app.api_places),
         _ => None,
     };
     match places.map(|places| places.take(address)).transpose() {
@@ -164,6 +164,7 @@ fn endpoint(path: &str) -> &'static str {
             "/v2" => "ping",
             "/token" => "token",
             "/" => "page",
+            _ if path.starts_with("/api/v1/notifications/") => "notification",
             _ if path.starts_with("/api/") => "api",
             _ => "other",
         };
@@ -241,7 +242,7 @@ impl Line {
     /// or conversions.
     fn is_budgeted(&self) -> bool {
         match self.endpoint {
-            "manifest" | "blob" | "referrers" | "tags" | "token" => true,
+            "manifest" | "blob" | "referrers" | "tags" | "token" | "notification" => true,
             "api" => self.path.starts_with("/api/v1/profiles/") || self.method == Method::POST,
             _ => false,
         }

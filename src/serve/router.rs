@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{any, get};
+use axum::routing::{any, get, post};
 use axum::{Extension, Router};
 use http::header::AUTHORIZATION;
 use http::{Method, StatusCode};
@@ -23,7 +23,8 @@ use super::error::ApiError;
 use super::face::Face;
 use super::registry_request::{RegistryRequest, Sender};
 use super::{
-    api, blobs, health, manifests, middleware, page, profiles, referrers, response, tags, token,
+    ahead, api, blobs, health, manifests, middleware, page, profiles, referrers, response, tags,
+    token,
 };
 
 pub(crate) fn router(app: Arc<App>, face: Face) -> Router {
@@ -36,7 +37,8 @@ pub(crate) fn router(app: Arc<App>, face: Face) -> Router {
         .route("/v2/{*path}", any(registry))
         // This handler limits its body itself.
         .route("/token", get(token::give).post(token::give_by_form))
-        // This handler limits its body itself.
+        // These handlers limit their bodies themselves.
+        .route("/api/v1/notifications/{name}", post(ahead::take))
         .route(
             "/api/v1/profiles/{stack}",
             get(profiles::show).post(profiles::take),
