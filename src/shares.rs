@@ -554,6 +554,7 @@ mod tests {
         let turn = |requester| Turn {
             upstream: "a",
             requester,
+            urgency: &AWAITED,
         };
         let held = slots.take(turn("busy"), 1, LONG).await.unwrap();
         let (done, mut order) = tokio::sync::mpsc::unbounded_channel();

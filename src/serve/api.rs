@@ -127,7 +127,7 @@ async fn start_wanted(app: &Arc<App>, face: Face, request: Request) -> Result<Re
     let ticket = ticket.map_err(|over| ApiError::over_budget(&over, false))?;
     let (job, is_new) = app
         .jobs
-        .start(&reference, &target.location, Asked::ByApi)
+        .start(&reference, &target.location, Asked::Api)
         .ok_or_else(ApiError::busy)?;
     if is_new {
         let (app, id) = (Arc::clone(app), job.id.clone());

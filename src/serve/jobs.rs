@@ -19,9 +19,9 @@ const ASKING_AT_ONCE: usize = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Asked {
-    ByApi,
-    ByNotification,
-    ByList,
+    Api,
+    Notification,
+    List,
 }
 
 /// A requested conversion, as the API shows it.
@@ -119,8 +119,8 @@ impl Jobs {
         {
             return Some((running.clone(), false));
         }
-        if asked != Asked::ByApi {
-            let others = jobs.iter().filter(|job| job.asked != Asked::ByApi);
+        if asked != Asked::Api {
+            let others = jobs.iter().filter(|job| job.asked != Asked::Api);
             let running = others.filter(|job| job.state.is_running()).count();
             if running >= self.capacity.div_ceil(2) {
                 return None;
@@ -191,10 +191,10 @@ mod tests {
     #[test]
     fn a_running_job_is_joined_and_an_ended_one_started_again() {
         let jobs = Jobs::new(8);
-        let (first, is_new) = jobs.start("a:1", &location(), Asked::ByApi).unwrap();
+        let (first, is_new) = jobs.start("a:1", &location(), Asked::Api).unwrap();
         assert!(is_new);
         assert_eq!(
-            jobs.start("a:1", &location(), Asked::ByApi)
+            jobs.start("a:1", &location(), Asked::Api)
                 .map(|(job, is_new)| (job.id, is_new)),
             Some((first.id.clone(), false))
         );
@@ -203,32 +203,32 @@ mod tests {
             jobs.get(&first.id).map(|job| job.state),
             Some(State::Failed)
         );
-        assert!(jobs.start("a:1", &location(), Asked::ByApi).unwrap().1);
+        assert!(jobs.start("a:1", &location(), Asked::Api).unwrap().1);
     }
 
     #[test]
     fn announced_jobs_leave_half_of_the_places_to_operators() {
         let jobs = Jobs::new(4);
         let start = |name: &str, asked| jobs.start(name, &location(), asked);
-        let (first, _) = start("a:1", Asked::ByNotification).unwrap();
-        start("a:2", Asked::ByList).unwrap();
-        assert!(start("a:3", Asked::ByNotification).is_none());
-        assert!(!start("a:1", Asked::ByNotification).unwrap().1);
+        let (first, _) = start("a:1", Asked::Notification).unwrap();
+        start("a:2", Asked::List).unwrap();
+        assert!(start("a:3", Asked::Notification).is_none());
+        assert!(!start("a:1", Asked::Notification).unwrap().1);
         assert!(jobs.is_running("a:1") && !jobs.is_running("a:3"));
-        start("a:4", Asked::ByApi).unwrap();
-        start("a:5", Asked::ByApi).unwrap();
+        start("a:4", Asked::Api).unwrap();
+        start("a:5", Asked::Api).unwrap();
         jobs.end(&first.id, Err(Reason::NotFound));
-        assert!(start("a:3", Asked::ByNotification).is_some());
+        assert!(start("a:3", Asked::Notification).is_some());
     }
 
     #[test]
     fn only_ended_jobs_are_forgotten() {
         let jobs = Jobs::new(2);
-        let (first, _) = jobs.start("a:1", &location(), Asked::ByApi).unwrap();
-        jobs.start("a:2", &location(), Asked::ByApi).unwrap();
-        assert!(jobs.start("a:3", &location(), Asked::ByApi).is_none());
+        let (first, _) = jobs.start("a:1", &location(), Asked::Api).unwrap();
+        jobs.start("a:2", &location(), Asked::Api).unwrap();
+        assert!(jobs.start("a:3", &location(), Asked::Api).is_none());
         jobs.end(&first.id, Ok(Digest::sha256_of(b"")));
-        assert!(jobs.start("a:3", &location(), Asked::ByApi).is_some());
+        assert!(jobs.start("a:3", &location(), Asked::Api).is_some());
         assert!(jobs.get(&first.id).is_none());
     }
 }

@@ -169,6 +169,9 @@ mod tests {
     use crate::registry;
     use crate::store;
 
+    /// A change of the configuration.
+    type Change<'a> = &'a dyn Fn(&mut Whole);
+
     #[derive(Default)]
     struct Whole {
         serve: serve::Config,
@@ -204,7 +207,7 @@ mod tests {
     #[tokio::test]
     async fn keys_that_fight_each_other_are_named() {
         let bucket = |whole: &mut Whole| whole.store.location = "s3://images".to_owned();
-        let cases: [(&str, State, &dyn Fn(&mut Whole)); 9] = [
+        let cases: [(&str, State, Change<'_>); 9] = [
             ("pull.allow is not set", State::Bad, &|whole| {
                 whole.serve.listen = ([0, 0, 0, 0], 8080).into();
             }),

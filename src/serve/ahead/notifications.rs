@@ -188,7 +188,7 @@ async fn start(
     let ticket = ticket.map_err(|over| full(ApiError::over_budget(&over, false)))?;
     let job = app
         .jobs
-        .start(reference, &target.location, Asked::ByNotification);
+        .start(reference, &target.location, Asked::Notification);
     let (job, is_new) = job.ok_or_else(|| full(ApiError::busy()))?;
     if !is_new {
         return Ok("running");

@@ -60,7 +60,7 @@ async fn warm(app: &Arc<App>, image: &str) {
         source,
     };
     loop {
-        match app.jobs.start(image, &target.location, Asked::ByList) {
+        match app.jobs.start(image, &target.location, Asked::List) {
             Some((job, true)) => {
                 let (app, ticket) = (Arc::clone(app), Ticket::new(()));
                 return Box::pin(run(app, job.id, target, admission, ticket)).await;
