@@ -471,13 +471,14 @@ mod tests {
     #[tokio::test]
     async fn slots_go_to_awaited_work_before_work_that_was_requested_ahead() {
         let slots = Shares::of_slots("test", 1);
-        let held = take_now(&slots, "a", 1).unwrap();
+        let held = take_now(&slots, "c", 1).unwrap();
         let ahead = Urgency::ahead();
         let mut early = Box::pin(slots.take(turn("a", &ahead), 1, LONG));
         assert!((&mut early).now_or_never().is_none());
-        let mut late = Box::pin(slots.take(Turn::of("a"), 1, LONG));
+        assert!(!slots.is_wanted_by_another(Turn::of("c")));
+        let mut late = Box::pin(slots.take(Turn::of("b"), 1, LONG));
         assert!((&mut late).now_or_never().is_none());
-        assert!(slots.is_wanted_by_another(turn("b", &ahead)));
+        assert!(slots.is_wanted_by_another(Turn::of("c")));
         drop(held);
         assert!((&mut early).now_or_never().is_none());
         let late = late.await.unwrap();
