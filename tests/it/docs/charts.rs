@@ -422,8 +422,9 @@ fn the_chart_warms_listed_images_and_those_of_the_clusters_pods() {
         arguments.contains(&"http://release-starlift-api.images.svc:8081"),
         "{arguments:?}"
     );
-    let mut program = place.command(env!("CARGO_BIN_EXE_starlift"));
-    let output = program.args(&arguments).env("PATH", "").output().unwrap();
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_starlift"));
+    let program = program.args(&arguments).current_dir(place.path());
+    let output = program.env("PATH", place.path()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("kubectl cannot be run"), "{said}");
 }
