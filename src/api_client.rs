@@ -1,8 +1,10 @@
 //! A client of a server's API: starts conversions and asks for their progress.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use url::Url;
@@ -17,6 +19,12 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Polls in a row that may fail, for instance while the server restarts, before the wait fails.
 const MAX_FAILED_POLLS: u32 = 10;
+
+/// The code of an answer about an image whose upstream the server does not pull from.
+const UNKNOWN: &str = "NAME_UNKNOWN";
+
+/// The longest pause before a server without room is asked again, in seconds.
+const MAX_PAUSE: u64 = 60;
 
 /// The conversions of a server, by its API.
 #[derive(Debug)]
@@ -44,6 +52,19 @@ pub(crate) enum State {
     Converting,
     Done,
     Failed,
+    /// The server did not start it.
+    Refused,
+}
+
+/// The answer to a request to convert an image.
+#[derive(Debug)]
+pub(crate) enum Started {
+    /// The conversion, which may have run already.
+    Job(Job),
+    /// The server does not convert this image, for this reason.
+    Refused(String),
+    /// The server has no room, and may have some after this time.
+    Busy(Duration),
 }
 
 /// A conversion and its progress.
@@ -69,12 +90,25 @@ struct Layer {
 }
 
 impl ApiClient {
-    /// Creates a client of the server at `server`.
-    pub(crate) fn new(server: &Url) -> Result<Self, Failure> {
+    /// Creates a client of the server at `server`, with a bearer token from a file.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or holds no token.
+    pub(crate) fn new(server: &Url, token_file: Option<&Path>) -> Result<Self, Failure> {
         // This fails if a provider is installed already, which is then the same one.
         let _installed = rustls::crypto::ring::default_provider().install_default();
+        let mut headers = HeaderMap::new();
+        if let Some(file) = token_file {
+            let unusable = format!("{} has no usable token", file.display());
+            let token = std::fs::read_to_string(file).map_err(Failure::when(&unusable))?;
+            let token = format!("Bearer {}", token.trim()).parse::<HeaderValue>();
+            let mut token = token.map_err(Failure::when(&unusable))?;
+            token.set_sensitive(true);
+            headers.insert(AUTHORIZATION, token);
+        }
         let client = Client::builder()
             .timeout(ANSWER_LIMIT)
+            .default_headers(headers)
             .build()
             .map_err(Failure::from_error)?;
         let conversions = server
@@ -89,8 +123,8 @@ impl ApiClient {
     /// Starts the conversion of `reference`, unless it runs already.
     ///
     /// # Errors
-    /// If the server does not answer or rejects the reference.
-    pub(crate) async fn start(&self, reference: &str) -> Result<Job, Failure> {
+    /// If the server does not answer, or there is no API at this address for this client.
+    pub(crate) async fn start(&self, reference: &str) -> Result<Started, Failure> {
         let request = self
             .client
             .post(self.conversions.clone())
@@ -100,7 +134,22 @@ impl ApiClient {
             "{} does not answer",
             self.conversions
         )))?;
-        Ok(answer(response, reference).await?.conversion)
+        match response.status() {
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
+                return Ok(Started::Busy(retry_after(&response)));
+            }
+            status @ (StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND) => {
+                let text = response.text().await.unwrap_or_default();
+                return if status == StatusCode::NOT_FOUND && !is_unknown(&text) {
+                    Err(rejected(reference, status, &text))
+                } else {
+                    Ok(Started::Refused(refusal(status, &text)))
+                };
+            }
+            _ => {}
+        }
+        let answer = answer(response, reference).await?;
+        Ok(Started::Job(answer.conversion))
     }
 
     /// Waits until the conversion ends. `show` gets the job with its bytes read so far and in total
@@ -140,21 +189,35 @@ async fn answer(response: Response, reference: &str) -> Result<JobProgress, Fail
     let status = response.status();
     if !status.is_success() {
         let text = response.text().await.unwrap_or_default();
-        if status == StatusCode::NOT_FOUND {
-            let hint = "no API at this address; a server beyond loopback has its API at serve.api_listen, 127.0.0.1:8081 by default";
-            return Err(Failure::new(format!(
-                "the server rejects {reference}: {hint}"
-            )));
-        }
-        return Err(Failure::new(format!(
-            "the server rejects {reference}: {}",
-            refusal(status, &text)
-        )));
+        return Err(rejected(reference, status, &text));
     }
     response
         .json()
         .await
         .map_err(Failure::when("malformed response of the server"))
+}
+
+fn rejected(reference: &str, status: StatusCode, text: &str) -> Failure {
+    let reason = if status == StatusCode::NOT_FOUND {
+        "no API at this address; a server beyond loopback has its API at serve.api_listen, 127.0.0.1:8081 by default".to_owned()
+    } else {
+        refusal(status, text)
+    };
+    Failure::new(format!("the server rejects {reference}: {reason}"))
+}
+
+/// Returns the seconds of `Retry-After`, within reason.
+fn retry_after(response: &Response) -> Duration {
+    let header = response.headers().get(RETRY_AFTER);
+    let seconds = header.and_then(|value| value.to_str().ok()?.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(1).clamp(1, MAX_PAUSE))
+}
+
+/// Whether an error body says that the server does not pull from the image's upstream.
+fn is_unknown(body: &str) -> bool {
+    let body = serde_json::from_str::<serde_json::Value>(body).unwrap_or_default();
+    let code = body.pointer("/errors/0/code");
+    code.is_some_and(|code| code == UNKNOWN)
 }
 
 /// Returns the status, with the message of an error body if there is one.
@@ -181,8 +244,20 @@ impl JobProgress {
 }
 
 impl Job {
+    /// A conversion that the server did not start.
+    pub(crate) fn refused(reference: &str, reason: String) -> Self {
+        Self {
+            id: String::new(),
+            reference: reference.to_owned(),
+            state: State::Refused,
+            source: None,
+            converted: None,
+            error: Some(reason),
+        }
+    }
+
     fn has_ended(&self) -> bool {
-        matches!(self.state, State::Done | State::Failed)
+        matches!(self.state, State::Done | State::Failed | State::Refused)
     }
 }
 
@@ -193,6 +268,7 @@ impl State {
             Self::Converting => "being converted",
             Self::Done => "done",
             Self::Failed => "failed",
+            Self::Refused => "refused",
         }
     }
 }

@@ -43,6 +43,12 @@ mod conversion;
 pub mod convert;
 #[cfg(feature = "agent")]
 mod doctor;
+/// Only the outcome of a check, for the server's.
+#[cfg(all(feature = "serve", not(feature = "agent")))]
+mod doctor {
+    mod check;
+    pub(crate) use check::{Check, State, text};
+}
 #[cfg(test)]
 #[path = "../tests/it/support/eventually.rs"]
 mod eventually;
@@ -59,6 +65,7 @@ pub mod layers;
 pub mod learn;
 mod negative_cache;
 pub mod oci;
+mod pods;
 #[cfg(feature = "predict")]
 pub mod predict;
 pub mod profile;
@@ -83,6 +90,7 @@ pub mod serve {
         pub use config::AccessConfig;
         pub use policy::AccessRule;
     }
+    pub mod ahead_config;
     pub mod budgets {
         mod config;
         pub use config::BudgetsConfig;
@@ -90,6 +98,8 @@ pub mod serve {
     pub mod config;
     pub use config::Config;
 }
+#[cfg(feature = "serve")]
+mod server_doctor;
 mod shares;
 mod signals;
 pub mod store;

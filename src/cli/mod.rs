@@ -1,13 +1,15 @@
 //! The command line: a file for each command, and the only place that prints.
 //!
 //! Exit codes: 0 done; 1 the result is negative (`verify` found a difference, `store check` damage,
-//! `agent doctor` a fault, or a conversion requested by `warm` failed); 2 the command failed
+//! `doctor` or `agent doctor` a fault, or a conversion requested by `warm` failed); 2 the command failed
 //! (usage, input and output, network).
 
 #[cfg(feature = "agent")]
 mod agent;
 mod config;
 mod convert;
+#[cfg(feature = "serve")]
+mod doctor;
 mod inspect;
 #[cfg(feature = "agent")]
 mod optimize;
@@ -75,7 +77,9 @@ enum Command {
     Optimize(Box<optimize::Args>),
     Inspect(inspect::Args),
     Verify(verify::Args),
-    Warm(warm::Args),
+    Warm(Box<warm::Args>),
+    #[cfg(feature = "serve")]
+    Doctor(doctor::Args),
     #[cfg(feature = "agent")]
     Rpull(rpull::Args),
     Store(store::Args),
@@ -140,7 +144,10 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Optimize(args) => optimize::run(args, global),
         Command::Inspect(args) => until_interrupted(inspect::run(args, global)),
         Command::Verify(args) => until_interrupted(verify::run(args, global)),
-        Command::Warm(args) => until_interrupted(warm::run(args, global)),
+        // Handles signals itself, because they end a repetition without a failure.
+        Command::Warm(args) => on_a_runtime(warm::run(args, global)),
+        #[cfg(feature = "serve")]
+        Command::Doctor(args) => until_interrupted(doctor::run(args, global)),
         #[cfg(feature = "agent")]
         Command::Rpull(args) => on_a_runtime(rpull::run(args, global)).map(|()| ExitCode::SUCCESS),
         Command::Store(args) => until_interrupted(store::run(args, global)),

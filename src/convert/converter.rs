@@ -2,6 +2,7 @@
 //! remembered.
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use estargz::pool::Pool;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use moka::future::Cache;
+use parking_lot::Mutex;
 
 use super::budget::Budget;
 use super::config::{self, Config, Layout};
@@ -24,7 +26,7 @@ use crate::oci::{Digest, Manifest, Repository};
 use crate::provenance::SigningKey;
 use crate::rewrite::index;
 use crate::rewrite::plan::{Plan, Wanted};
-use crate::shares::{Share, Shares};
+use crate::shares::{Share, Shares, Urgency};
 use crate::store::{Generation, ImageRecord, Store};
 use crate::telemetry::{log, metrics};
 use crate::transport::Source;
@@ -53,6 +55,8 @@ pub(super) struct Shared {
     pub(super) layers: Arc<LayerConverter>,
     pub(super) documents: Documents,
     pub(super) flight: Flight<ManifestKey, Outcome>,
+    /// The conversions in flight that were requested ahead.
+    pub(super) ahead: Ahead,
     pub(super) failures: NegativeCache<ManifestKey, Outcome>,
     /// Indexes that were refreshed a moment ago.
     pub(super) fresh: Cache<Digest, ()>,
@@ -71,6 +75,39 @@ pub(super) struct ManifestKey {
     upstream: String,
     repository: String,
     digest: Digest,
+}
+
+/// Conversions in flight that were requested ahead, so that a caller who waits for one can say so.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Ahead(Arc<Mutex<HashMap<ManifestKey, Urgency>>>);
+
+/// A conversion that is listed as long as this exists.
+struct Listed {
+    ahead: Ahead,
+    key: ManifestKey,
+}
+
+impl Ahead {
+    fn list(&self, key: &ManifestKey, urgency: &Urgency) -> Listed {
+        self.0.lock().insert(key.clone(), urgency.clone());
+        Listed {
+            ahead: self.clone(),
+            key: key.clone(),
+        }
+    }
+
+    /// Makes the conversion awaited, if it was requested ahead.
+    fn promote(&self, key: &ManifestKey) {
+        if let Some(urgency) = self.0.lock().get(key) {
+            urgency.promote();
+        }
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.ahead.0.lock().remove(&self.key);
+    }
 }
 
 /// Something that a caller holds while its conversion runs or waits.
@@ -184,6 +221,7 @@ impl Converter {
             documents: Documents::default(),
             config,
             flight: Flight::default(),
+            ahead: Ahead::default(),
             failures: failures(),
             fresh: Cache::builder()
                 .max_capacity(FRESH_INDEXES)
@@ -252,6 +290,20 @@ impl Converter {
             .await
     }
 
+    /// As [`convert_with`](Self::convert_with), for an image that nobody waits for yet. It gets the
+    /// slots that images leave which somebody waits for, until somebody asks for this one too.
+    pub async fn convert_ahead(
+        &self,
+        source: &Source,
+        repository: &Repository,
+        manifest: &Manifest,
+        ticket: Ticket,
+    ) -> Outcome {
+        let source = source.clone().ahead();
+        self.convert_with(&source, repository, manifest, ticket)
+            .await
+    }
+
     /// As [`convert`](Self::convert). The ticket is dropped when the work ends, or at once if the
     /// work is another caller's already.
     pub async fn convert_with(
@@ -294,6 +346,10 @@ impl Shared {
             if let Some(answer) = this.failures.answer(&key, Instant::now()).await {
                 return answer;
             }
+            let is_awaited = !source.is_ahead();
+            if is_awaited {
+                this.ahead.promote(&key);
+            }
             if let Some(outcome) = this.flight.running(&key) {
                 drop(ticket);
                 return outcome
@@ -306,12 +362,21 @@ impl Shared {
                 None => this.documents.conversion(source.turn(), &manifest).await?,
             };
             let running = Arc::clone(&this);
-            let outcome = this.flight.join(key.clone(), || async move {
-                let converted = running.run(key, &source, &repository, &manifest, depth);
-                let outcome = Box::pin(converted).await;
-                drop((room, ticket));
-                outcome
+            let known = key.clone();
+            let outcome = this.flight.join(key.clone(), || {
+                let urgency = &source.requester().urgency;
+                let listed = (!is_awaited).then(|| running.ahead.list(&key, urgency));
+                async move {
+                    let converted = running.run(key, &source, &repository, &manifest, depth);
+                    let outcome = Box::pin(converted).await;
+                    drop((room, ticket, listed));
+                    outcome
+                }
             });
+            if is_awaited {
+                // Another caller may have started it in the meantime.
+                this.ahead.promote(&known);
+            }
             outcome
                 .await
                 .unwrap_or_else(|| Err(Arc::new(Error::BrokenOff)))

@@ -22,7 +22,7 @@ use crate::backoff::Backoff;
 use crate::flight::Flight;
 use crate::oci::{Descriptor, Digest, Repository};
 use crate::rewrite::claims;
-use crate::shares::{SLOW_FOR, Shares};
+use crate::shares::{SLOW_FOR, Shares, Urgency};
 use crate::store::records::Limit;
 use crate::store::{Generation, Holder, LayerOutcome, LayerRecord, Store, layer_lease};
 use crate::telemetry::{log, metrics};
@@ -63,6 +63,8 @@ pub(super) type Landed = Result<LayerOutcome, Arc<Error>>;
 pub(super) struct Attempt {
     origin: Origin,
     progress: Arc<LayerProgress>,
+    /// That of the conversion which began it.
+    urgency: Urgency,
 }
 
 /// Converts layers, each once.
@@ -168,6 +170,7 @@ impl LayerConverter {
             let attempt = Arc::new(Attempt {
                 origin: origin.clone(),
                 progress: Arc::clone(&progress),
+                urgency: source.requester().urgency.clone(),
             });
             self.attempts().insert(layer.digest.clone(), attempt);
             async move {
@@ -177,11 +180,11 @@ impl LayerConverter {
             }
         });
         // An attempt that is no longer listed has its outcome already.
-        let other = self
-            .attempts()
-            .get(&layer.digest)
-            .filter(|attempt| attempt.origin != *origin)
-            .cloned();
+        let attempt = self.attempts().get(&layer.digest).cloned();
+        if let Some(attempt) = attempt.as_ref().filter(|_| !source.is_ahead()) {
+            attempt.urgency.promote();
+        }
+        let other = attempt.filter(|attempt| attempt.origin != *origin);
         let Some(other) = other else {
             return landed
                 .await
@@ -326,11 +329,9 @@ impl LayerConverter {
             pace: self.pace,
             progress: Arc::clone(progress),
         };
-        let upstream = source.name();
-        let is_contended = || {
-            self.slots.is_wanted_by_another(upstream)
-                || self.image_slots.is_wanted_by_another(upstream)
-        };
+        let turn = source.turn();
+        let is_contended =
+            || self.slots.is_wanted_by_another(turn) || self.image_slots.is_wanted_by_another(turn);
         let outcome = job.run(&is_contended).await?;
         if matches!(outcome, LayerOutcome::Converted(_)) {
             self.link(source, repository, digest).await?;

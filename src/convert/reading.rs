@@ -95,7 +95,7 @@ impl Shared {
         repository: &Repository,
         config: &Descriptor,
     ) -> Result<(Bytes, Share), Error> {
-        let is_contended = || self.layers.image_slots.is_wanted_by_another(source.name());
+        let is_contended = || self.layers.image_slots.is_wanted_by_another(source.turn());
         let mut pacer = Pacer::new(self.layers.pace.of_document(), &is_contended);
         let mut body = pacer
             .wait(source.blob(repository, &config.digest, None))

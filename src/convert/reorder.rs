@@ -201,6 +201,7 @@ impl Shared {
             layers: Arc::new(layers),
             documents: self.documents.clone(),
             flight: Flight::default(),
+            ahead: converter::Ahead::default(),
             failures: converter::failures(),
             fresh: self.fresh.clone(),
             ordered: self.ordered.clone(),

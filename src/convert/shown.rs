@@ -226,7 +226,7 @@ impl LayerConverter {
         layer: &Descriptor,
     ) -> Result<(), Error> {
         let _slot = self.slots.take(source.turn(), 1, SLOT_WITHIN).await?;
-        let is_contended = || self.slots.is_wanted_by_another(source.name());
+        let is_contended = || self.slots.is_wanted_by_another(source.turn());
         let mut pacer = Pacer::new(self.pace, &is_contended);
         let mut body = pacer
             .wait(source.blob(repository, &layer.digest, None))

@@ -235,6 +235,11 @@ impl<'de> Deserialize<'de> for Secret {
 pub struct HostPattern(Box<str>);
 
 impl HostPattern {
+    /// The host, if the pattern is one without wildcards.
+    pub(crate) fn as_host(&self) -> Option<&str> {
+        (!self.0.contains('*')).then_some(&*self.0)
+    }
+
     pub(super) fn matches(&self, host: &str, port: u16) -> bool {
         let with_port = self
             .0

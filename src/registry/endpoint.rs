@@ -292,6 +292,40 @@ impl Endpoint {
         self.read_url(read, url).await
     }
 
+    /// Requests the root of the API, with or without credentials. With them, an answer that is not a
+    /// success is an error.
+    pub(super) async fn root(&self, with_login: bool) -> Result<Answer, Error> {
+        let mut url = self.place.base.clone();
+        url.set_path(&format!("{}/", self.place.root));
+        if let Some(name) = &self.place.mirror_of {
+            url.query_pairs_mut().append_pair("ns", name);
+        }
+        if with_login {
+            // The root belongs to no repository, and this name is not sent.
+            let unnamed =
+                "root"
+                    .parse()
+                    .map_err(|error: crate::oci::reference::ParseReferenceError| {
+                        Error::Malformed(error.to_string())
+                    });
+            let unnamed: Repository = unnamed?;
+            let read = Read::get(&unnamed, String::new());
+            return self.read_as(&self.auth, "", &read, &url).await;
+        }
+        let fetch = Fetch {
+            method: Method::GET,
+            url,
+            headers: HeaderMap::new(),
+            secrets: self.secrets(None),
+        };
+        self.http.fetch(&fetch).await
+    }
+
+    /// Whether there are credentials for this host.
+    pub(super) async fn has_login(&self) -> Result<bool, Error> {
+        self.auth.has_login().await
+    }
+
     /// Reads a link from the registry's answer. A link to another host is refused.
     pub(super) async fn follow(&self, read: &Read<'_>, link: &Url) -> Result<Answer, Error> {
         let elsewhere = || Error::Malformed("link to another host".to_owned());

@@ -17,7 +17,11 @@ pub(super) enum Action {
 }
 
 impl Action {
+    /// The scope for a repository; empty, which is none, without a name.
     pub(super) fn scope(self, repository: &str) -> String {
+        if repository.is_empty() {
+            return String::new();
+        }
         let actions = match self {
             Self::Pull => "pull",
             Self::Push => "pull,push",

@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use http::StatusCode;
 use parking_lot::Mutex;
 
 use crate::convert;
@@ -85,6 +86,14 @@ pub(crate) struct Answered<'a> {
     pub(crate) bytes: u64,
 }
 
+/// An image of which a registry announced a push.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Announcement<'a> {
+    pub(crate) identity: &'a Identity,
+    pub(crate) location: &'a Location,
+    pub(crate) reference: &'a Reference,
+}
+
 /// A conversion that a request asks for.
 #[derive(Debug)]
 pub(crate) struct Conversion {
@@ -136,6 +145,7 @@ impl Account {
             "referrers" => Some("pull-referrers"),
             "tags" => Some("pull-tags"),
             "token" | "ping" => Some("login"),
+            "notification" => Some("notify"),
             "api" | "page" | "health" => Some("admin"),
             _ => None,
         };
@@ -278,6 +288,7 @@ impl Account {
         source.on_behalf_of(Requester {
             name: sender.map_or_else(Arc::default, |(_, owner)| owner.name()),
             accounts: accounts.map(Into::into).collect(),
+            ..Requester::default()
         })
     }
 
@@ -297,6 +308,32 @@ impl Account {
         let mut state = self.state.lock();
         let mut held = state.held.iter_mut();
         held.try_for_each(|held| held.send_bytes(bytes))
+    }
+
+    /// Writes the line of an announced image: its conversion was started, or refused. One request
+    /// may announce several.
+    pub(crate) fn announced(&self, app: &App, image: &Announcement<'_>, refused: Option<&str>) {
+        let Some(audit) = &app.audit else { return };
+        audit.write(&Entry {
+            request: &self.id,
+            address: self.address,
+            identity: Some(image.identity),
+            kind: image.identity.kind(),
+            action: "warm",
+            method: "POST",
+            image: Image {
+                location: Some(image.location),
+                reference: Some(image.reference),
+                ..Image::default()
+            },
+            decision: match refused {
+                Some(_) => Decision::Refused,
+                None => Decision::Allowed,
+            },
+            by: refused.unwrap_or("rule"),
+            status: StatusCode::ACCEPTED.as_u16(),
+            bytes: 0,
+        });
     }
 
     /// Closes the account once the answer is sent or dropped: gives everything back, and writes the

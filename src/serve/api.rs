@@ -9,56 +9,29 @@ use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::convert::{self, Conversion, Reason, State as ConversionState};
-use crate::oci::name::{DEFAULT_TAG, split_digest, split_tag};
+use crate::convert::{Conversion, State as ConversionState};
 use crate::oci::route::Location;
-use crate::oci::{Digest, Reference, Repository};
-use crate::registry;
-use crate::telemetry::log;
 
 use super::access::{Action, Admission, Proof, Reader};
 use super::account::Account;
+use super::ahead::{self, Target};
 use super::app::App;
 use super::caller::Caller;
 use super::error::{ApiError, refused};
 use super::face::Face;
-use super::jobs::Job;
+use super::jobs::{Asked, Job};
 use super::operator::{Operator, admit_operator};
 use super::registry_request::{Sender, admit};
 use super::{request_body, response};
 
 /// The longest request body: one reference, escaped in any way.
 pub(crate) const MAX_BODY: usize = 16 << 10;
-/// The longest reference: a name has 255 characters at most, a tag 128, a digest 135.
-const MAX_REFERENCE: usize = 1 << 10;
 
 /// The body of a request to convert.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Wanted {
     reference: String,
-}
-
-/// A reference as people write it: `[UPSTREAM/]REPOSITORY[:TAG][@DIGEST]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Target {
-    location: Location,
-    reference: Reference,
-}
-
-impl Target {
-    fn parse(text: &str, is_configured: impl Fn(&str) -> bool) -> Option<Self> {
-        let (name, digest) = split_digest(text);
-        let digest = digest.map(str::parse::<Digest>).transpose().ok()?;
-        let (name, tag) = split_tag(name);
-        let tag = tag.unwrap_or(DEFAULT_TAG).parse().ok()?;
-        let name: Repository = name.parse().ok()?;
-        let location = Location::of(&name, None, is_configured)?;
-        Some(Self {
-            location,
-            reference: digest.map_or(Reference::Tag(tag), Reference::Digest),
-        })
-    }
 }
 
 pub(crate) async fn status(State(app): State<Arc<App>>, _: Operator) -> Response {
@@ -137,9 +110,7 @@ async fn start_wanted(app: &Arc<App>, face: Face, request: Request) -> Result<Re
     let Wanted { reference } = serde_json::from_slice(&body.bytes)
         .map_err(|_no_reference| bad("the body is {\"reference\": \"…\"}"))?;
     let target = Target::parse(&reference, |name| app.upstreams.is_configured(name));
-    let target = target
-        .filter(|_| reference.len() <= MAX_REFERENCE)
-        .ok_or_else(|| bad("that is no reference"))?;
+    let target = target.ok_or_else(|| bad("that is no reference"))?;
     let caller = Caller::of(&parts);
     let operator = admit_operator(app, face, &caller).await;
     let admission = match (operator, app.source(&target.location.upstream)) {
@@ -156,11 +127,11 @@ async fn start_wanted(app: &Arc<App>, face: Face, request: Request) -> Result<Re
     let ticket = ticket.map_err(|over| ApiError::over_budget(&over, false))?;
     let (job, is_new) = app
         .jobs
-        .start(&reference, &target.location)
+        .start(&reference, &target.location, Asked::Api)
         .ok_or_else(ApiError::busy)?;
     if is_new {
         let (app, id) = (Arc::clone(app), job.id.clone());
-        tokio::spawn(run(app, id, target, admission, ticket));
+        tokio::spawn(ahead::run(app, id, target, admission, ticket));
     }
     let mut response = response::json(StatusCode::ACCEPTED, &json!({ "conversion": job }));
     response::set(
@@ -192,88 +163,4 @@ pub(crate) fn is_json(headers: &HeaderMap) -> bool {
             .next()
             .is_some_and(|kind| kind.trim() == "application/json")
     })
-}
-
-async fn run(
-    app: Arc<App>,
-    id: String,
-    target: Target,
-    admission: Admission,
-    ticket: convert::Ticket,
-) {
-    let outcome = convert(&app, &id, &target, &admission, ticket).await;
-    if let Err(error) = &outcome {
-        let error = log::chain(error.as_ref());
-        tracing::warn!(
-            id,
-            upstream = target.location.upstream,
-            error,
-            "conversion requested by API failed"
-        );
-    }
-    app.jobs
-        .end(&id, outcome.map_err(|error| Reason::from(error.as_ref())));
-}
-
-async fn convert(
-    app: &App,
-    id: &str,
-    target: &Target,
-    admission: &Admission,
-    ticket: convert::Ticket,
-) -> Result<Digest, Arc<convert::Error>> {
-    let Admission { source, .. } = admission;
-    let repository = &target.location.repository;
-    let failed = |error: registry::Error| Arc::new(convert::Error::from(error));
-    let found = source
-        .resolve(repository, &target.reference)
-        .await
-        .map_err(failed)?;
-    app.jobs.converting(id, &found.digest);
-    let source_manifest = app
-        .source_manifests
-        .get(admission, &target.location, &found.digest)
-        .await
-        .map_err(failed)?;
-    let record = app
-        .converter
-        .convert_with(source, repository, &source_manifest, ticket)
-        .await?;
-    Ok(record.converted)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn target(text: &str) -> Option<(String, String, String)> {
-        let target = Target::parse(text, |name| name == "local")?;
-        Some((
-            target.location.upstream,
-            target.location.repository.to_string(),
-            target.reference.to_string(),
-        ))
-    }
-
-    #[test]
-    fn references_are_read_as_people_write_them() {
-        let digest = Digest::sha256_of(b"").to_string();
-        let cases = [
-            ("nginx".to_owned(), "docker.io", "library/nginx", "latest"),
-            ("ghcr.io/a/b:1".to_owned(), "ghcr.io", "a/b", "1"),
-            ("local/a:2".to_owned(), "local", "a", "2"),
-            (format!("local/a:2@{digest}"), "local", "a", digest.as_str()),
-        ];
-        for (text, upstream, repository, reference) in cases {
-            let expected = (
-                upstream.to_owned(),
-                repository.to_owned(),
-                reference.to_owned(),
-            );
-            assert_eq!(target(&text), Some(expected), "{text}");
-        }
-        for text in ["", "A", "a:", "a@b", "local:5000/a"] {
-            assert_eq!(target(text), None, "{text}");
-        }
-    }
 }

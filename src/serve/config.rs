@@ -12,6 +12,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::access::{AccessConfig, AccessRule};
+use super::ahead_config::{NotificationConfig, WarmConfig};
 use super::budgets::BudgetsConfig;
 
 /// The latest answer to a manifest request: containerd 2.3 gives up after 30 s without response
@@ -100,7 +101,8 @@ pub struct Config {
     /// How long running answers may continue after the signal to stop.
     #[serde(with = "humantime_serde")]
     pub shutdown_grace: Duration,
-    /// The most conversions requested by API that are remembered.
+    /// The most conversions requested ahead of a pull that are remembered, and that run or wait.
+    /// Notifications and `serve.warm` have at most half of them.
     pub max_jobs: usize,
     /// The header in which a proxy of `trusted_proxies` names the client (`X-Forwarded-For`, its
     /// last address). Clients and nodes are distinguished by that address; without this header, by
@@ -115,6 +117,10 @@ pub struct Config {
     /// `client_header` counts.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "networks")]
     pub trusted_proxies: Vec<IpNet>,
+    /// Registries that announce pushes, written as `[[serve.notifications]]`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notifications: Vec<NotificationConfig>,
+    pub warm: WarmConfig,
     pub profiles: ProfilesConfig,
     pub access: AccessConfig,
     pub budgets: BudgetsConfig,
@@ -204,6 +210,8 @@ impl Default for Config {
             client_header: None,
             audit: None,
             trusted_proxies: Vec::new(),
+            notifications: Vec::new(),
+            warm: WarmConfig::default(),
             profiles: ProfilesConfig::default(),
             access: AccessConfig::default(),
             budgets: BudgetsConfig::default(),
@@ -320,6 +328,12 @@ impl Config {
                 self.access.login_lifetime >= LEAST_LOGIN_LIFETIME,
                 "serve.access.login_lifetime is under 1m: clients take a token for a minute",
             ),
+            (
+                NotificationConfig::are_named(&self.notifications),
+                "serve.notifications has a name twice, or one with other characters than letters, \
+                 digits, '-', '_' and '.'",
+            ),
+            (!self.warm.interval.is_zero(), "serve.warm.interval is 0s"),
             (
                 self.client_header.is_none() || !self.trusted_proxies.is_empty(),
                 "serve.client_header counts only from serve.trusted_proxies, which is empty",

@@ -175,12 +175,13 @@ pub(crate) fn check(names: &Names, request: &Request) -> Result<(), Refusal> {
     }
 }
 
-/// Whether a path is for clients that pull: images and their profiles, under the name that the
-/// clients pull by.
+/// Whether a path is for clients that pull, and for registries that announce pushes: images and
+/// their profiles, under the name that the clients pull by.
 fn is_of_clients(path: &str) -> bool {
     matches!(path, "/v2" | "/token")
         || path.starts_with("/v2/")
         || path.starts_with("/api/v1/profiles/")
+        || path.starts_with("/api/v1/notifications/")
 }
 
 /// The host that the request is for, or `None` if it does not say, as HTTP/1.0 allows.

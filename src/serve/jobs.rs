@@ -1,14 +1,28 @@
-//! Conversions requested by API and not by a pull.
+//! Conversions that were requested ahead of a pull: by API, by a notification, or by the list in
+//! the configuration.
 
 use std::collections::VecDeque;
 
 use parking_lot::Mutex;
 use serde::Serialize;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::clock::unix_now;
 use crate::convert::Reason;
 use crate::oci::Digest;
 use crate::oci::route::Location;
+
+/// Jobs that ask their upstream for tags and manifests at the same time.
+const ASKING_AT_ONCE: usize = 16;
+
+/// How a conversion was requested.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Asked {
+    Api,
+    Notification,
+    List,
+}
 
 /// A requested conversion, as the API shows it.
 #[derive(Debug, Clone, Serialize)]
@@ -20,6 +34,7 @@ pub(crate) struct Job {
     pub(crate) upstream: String,
     pub(crate) repository: String,
     pub(crate) state: State,
+    pub(crate) asked: Asked,
     /// Digest of the source image, once it is known.
     pub(crate) source: Option<Digest>,
     /// Digest of the converted image, once there is one, or of the source image if nothing can be
@@ -65,6 +80,7 @@ impl State {
 pub(crate) struct Jobs {
     jobs: Mutex<VecDeque<Job>>,
     capacity: usize,
+    asking: Semaphore,
 }
 
 impl Jobs {
@@ -72,18 +88,43 @@ impl Jobs {
         Self {
             jobs: Mutex::default(),
             capacity: capacity.max(1),
+            asking: Semaphore::new(ASKING_AT_ONCE),
         }
     }
 
+    /// Waits for the turn to ask an upstream. Cancel safe.
+    pub(crate) async fn asking(&self) -> Option<SemaphorePermit<'_>> {
+        self.asking.acquire().await.ok()
+    }
+
+    pub(crate) fn is_running(&self, reference: &str) -> bool {
+        let jobs = self.jobs.lock();
+        let mut jobs = jobs.iter();
+        jobs.any(|job| job.reference == reference && job.state.is_running())
+    }
+
     /// Returns a job for `reference` and whether it is new: a running job is joined. `None` if all
-    /// remembered jobs are still running.
-    pub(crate) fn start(&self, reference: &str, location: &Location) -> Option<(Job, bool)> {
+    /// remembered jobs are still running, or half of them and somebody else than the API asks:
+    /// registries must not keep operators from starting conversions.
+    pub(crate) fn start(
+        &self,
+        reference: &str,
+        location: &Location,
+        asked: Asked,
+    ) -> Option<(Job, bool)> {
         let mut jobs = self.jobs.lock();
         if let Some(running) = jobs
             .iter()
             .find(|job| job.reference == reference && job.state.is_running())
         {
             return Some((running.clone(), false));
+        }
+        if asked != Asked::Api {
+            let others = jobs.iter().filter(|job| job.asked != Asked::Api);
+            let running = others.filter(|job| job.state.is_running()).count();
+            if running >= self.capacity.div_ceil(2) {
+                return None;
+            }
         }
         if jobs.len() >= self.capacity {
             let oldest_done = jobs.iter().position(|job| !job.state.is_running())?;
@@ -95,6 +136,7 @@ impl Jobs {
             upstream: location.upstream.clone(),
             repository: location.repository.to_string(),
             state: State::Resolving,
+            asked,
             source: None,
             converted: None,
             error: None,
@@ -149,10 +191,10 @@ mod tests {
     #[test]
     fn a_running_job_is_joined_and_an_ended_one_started_again() {
         let jobs = Jobs::new(8);
-        let (first, is_new) = jobs.start("a:1", &location()).unwrap();
+        let (first, is_new) = jobs.start("a:1", &location(), Asked::Api).unwrap();
         assert!(is_new);
         assert_eq!(
-            jobs.start("a:1", &location())
+            jobs.start("a:1", &location(), Asked::Api)
                 .map(|(job, is_new)| (job.id, is_new)),
             Some((first.id.clone(), false))
         );
@@ -161,17 +203,32 @@ mod tests {
             jobs.get(&first.id).map(|job| job.state),
             Some(State::Failed)
         );
-        assert!(jobs.start("a:1", &location()).unwrap().1);
+        assert!(jobs.start("a:1", &location(), Asked::Api).unwrap().1);
+    }
+
+    #[test]
+    fn announced_jobs_leave_half_of_the_places_to_operators() {
+        let jobs = Jobs::new(4);
+        let start = |name: &str, asked| jobs.start(name, &location(), asked);
+        let (first, _) = start("a:1", Asked::Notification).unwrap();
+        start("a:2", Asked::List).unwrap();
+        assert!(start("a:3", Asked::Notification).is_none());
+        assert!(!start("a:1", Asked::Notification).unwrap().1);
+        assert!(jobs.is_running("a:1") && !jobs.is_running("a:3"));
+        start("a:4", Asked::Api).unwrap();
+        start("a:5", Asked::Api).unwrap();
+        jobs.end(&first.id, Err(Reason::NotFound));
+        assert!(start("a:3", Asked::Notification).is_some());
     }
 
     #[test]
     fn only_ended_jobs_are_forgotten() {
         let jobs = Jobs::new(2);
-        let (first, _) = jobs.start("a:1", &location()).unwrap();
-        jobs.start("a:2", &location()).unwrap();
-        assert!(jobs.start("a:3", &location()).is_none());
+        let (first, _) = jobs.start("a:1", &location(), Asked::Api).unwrap();
+        jobs.start("a:2", &location(), Asked::Api).unwrap();
+        assert!(jobs.start("a:3", &location(), Asked::Api).is_none());
         jobs.end(&first.id, Ok(Digest::sha256_of(b"")));
-        assert!(jobs.start("a:3", &location()).is_some());
+        assert!(jobs.start("a:3", &location(), Asked::Api).is_some());
         assert!(jobs.get(&first.id).is_none());
     }
 }

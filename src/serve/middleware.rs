@@ -82,7 +82,7 @@ where
     // Health and metrics must answer even under overload.
     let places = match line.endpoint {
         "manifest" | "blob" | "referrers" | "tags" | "token" => Some(&app.places),
-        "api" | "page" => Some(&app.api_places),
+        "api" | "page" | "notification" => Some(&app.api_places),
         _ => None,
     };
     match places.map(|places| places.take(address)).transpose() {
@@ -178,6 +178,7 @@ fn endpoint(path: &str) -> &'static str {
             "/v2" => "ping",
             "/token" => "token",
             "/" => "page",
+            _ if path.starts_with("/api/v1/notifications/") => "notification",
             _ if path.starts_with("/api/") => "api",
             _ => "other",
         };
@@ -252,7 +253,7 @@ impl Line {
     /// or conversions.
     fn is_budgeted(&self) -> bool {
         match self.endpoint {
-            "manifest" | "blob" | "referrers" | "tags" | "token" => true,
+            "manifest" | "blob" | "referrers" | "tags" | "token" | "notification" => true,
             "api" => {
                 self.uri.path().starts_with("/api/v1/profiles/") || self.method == Method::POST
             }

@@ -6,7 +6,7 @@
 //! request ▶ middleware (id, span, names, places, access line, panic) ▶ router
 //!           └▶ account (budgets, audit line), open until the answer is sent
 //! router ▶ access (who, by which rule, with whose credentials)
-//! router ▶ manifests │ blobs │ referrers │ tags │ api │ profiles │ page
+//! router ▶ manifests │ blobs │ referrers │ tags │ api, ahead │ profiles │ page
 //!          │           └▶ store or upstream, in parts
 //!          ├▶ resolver (tags)
 //!          └▶ source_manifests
@@ -16,6 +16,8 @@
 mod accept;
 mod access;
 mod account;
+mod ahead;
+mod ahead_config;
 mod api;
 mod app;
 mod audit;
@@ -61,11 +63,15 @@ mod tls;
 mod token;
 mod unread;
 
+pub(crate) use access::CertificateFields;
 pub use access::{
     AccessConfig, AccessError, AccessRule, Action, ImagePattern, IssuerConfig, IssuerError,
     ParseRuleError, UsersError, Who,
 };
+pub use ahead::SecretError;
+pub use ahead_config::{NotificationConfig, WarmConfig};
 pub use budgets::{BudgetConfig, BudgetsConfig};
 pub use config::{ANSWER_LIMIT, Config, ConfigError, OnMiss, ProfilesConfig, TlsConfig};
+pub(crate) use server::check_sources;
 pub use server::{Server, StartError};
 pub use tls::TlsError;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{any, get};
+use axum::routing::{any, get, post};
 use axum::{Extension, Router};
 use futures::FutureExt as _;
 use futures::future::Either;
@@ -25,7 +25,8 @@ use super::error::ApiError;
 use super::face::Face;
 use super::registry_request::{RegistryRequest, Sender};
 use super::{
-    api, blobs, health, manifests, middleware, page, profiles, referrers, response, tags, token,
+    ahead, api, blobs, health, manifests, middleware, page, profiles, referrers, response, tags,
+    token,
 };
 
 /// The requests of a listener.
@@ -76,7 +77,8 @@ fn router(app: Arc<App>, face: Face) -> Router {
         .route("/v2/", any(ping))
         // This handler limits its body itself.
         .route("/token", get(token::give).post(token::give_by_form))
-        // This handler limits its body itself.
+        // These handlers limit their bodies themselves.
+        .route("/api/v1/notifications/{name}", post(ahead::take))
         .route(
             "/api/v1/profiles/{stack}",
             get(profiles::show).post(profiles::take),

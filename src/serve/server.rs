@@ -19,6 +19,7 @@ use crate::telemetry::metrics;
 use crate::transport::Upstreams;
 
 use super::access::AccessError;
+use super::ahead::{SecretError, Target, check_secrets, keep_warm};
 use super::app::App;
 use super::audit::Audit;
 use super::config::{Config, ConfigError};
@@ -68,6 +69,12 @@ pub enum StartError {
     },
     #[error(transparent)]
     Tls(#[from] TlsError),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    #[error("{key}: {name:?} names an upstream that is neither configured nor in pull.allow")]
+    Upstream { key: &'static str, name: String },
+    #[error("serve.warm.images: {0:?} is no reference")]
+    Image(String),
 }
 
 impl std::fmt::Debug for Server {
@@ -89,6 +96,7 @@ impl Server {
         profiles: Profiles,
     ) -> Result<Self, StartError> {
         config.check()?;
+        check_ahead(config, &upstreams).await?;
         let tls = match &config.tls {
             Some(files) => Some(Tls::open(files).await?),
             None => None,
@@ -149,6 +157,7 @@ impl Server {
         let mut beside = JoinSet::new();
         beside.spawn(sweep(Arc::clone(&app)));
         beside.spawn(app.store.clone().tend());
+        beside.spawn(keep_warm(Arc::clone(&app)));
         let mut hangups = signal(SignalKind::hangup())?;
         match tls.clone() {
             Some(tls) => beside.spawn(tls.renew(hangups)),
@@ -197,6 +206,38 @@ impl Server {
         }
         Ok(())
     }
+}
+
+/// Checks the secrets of the registries that announce pushes.
+pub(crate) async fn check_sources(config: &Config) -> Result<(), StartError> {
+    for source in &config.notifications {
+        check_secrets(source).await?;
+    }
+    Ok(())
+}
+
+/// Checks the registries that announce pushes, and the list of images.
+async fn check_ahead(config: &Config, upstreams: &Upstreams) -> Result<(), StartError> {
+    check_sources(config).await?;
+    for source in &config.notifications {
+        upstreams
+            .get(&source.upstream)
+            .map_err(|_unknown| StartError::Upstream {
+                key: "serve.notifications",
+                name: source.upstream.clone(),
+            })?;
+    }
+    for image in &config.warm.images {
+        let target = Target::parse(image, |name| upstreams.is_configured(name));
+        let target = target.ok_or_else(|| StartError::Image(image.clone()))?;
+        upstreams
+            .get(&target.location.upstream)
+            .map_err(|_unknown| StartError::Upstream {
+                key: "serve.warm.images",
+                name: image.clone(),
+            })?;
+    }
+    Ok(())
 }
 
 async fn listen(wanted: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {

@@ -23,6 +23,7 @@ mod lease;
 mod links;
 mod open_files;
 pub(crate) mod outline;
+mod probe;
 mod profiles;
 mod range_cache;
 pub mod records;
@@ -55,6 +56,7 @@ pub use error::{Damage, Error};
 pub use key::{Generation, Key};
 pub use lease::{Lease, layer_lease};
 pub use links::{Held, Holder, Link};
+pub(crate) use probe::{Operation, Probe, ProbeError, probe};
 pub use profiles::{Merge, Salt, StackRecord};
 pub use records::{ImageRecord, LayerOutcome, LayerRecord};
 pub use scrub::{Finding, ScrubReport};
@@ -134,14 +136,7 @@ pub struct Object {
 impl Store {
     /// Opens the store at `config.location` and checks that it is writable.
     pub async fn open(config: &Config) -> Result<Self, Error> {
-        let backend = match remote::Location::parse(config)? {
-            remote::Location::Folder(_) if config.cache.is_some() => {
-                let reason = "`store.cache` is for buckets, and the store is a folder";
-                return Err(Error::Config(reason.to_owned()));
-            }
-            remote::Location::Folder(path) => Backend::folder(Path::new(&path))?,
-            remote::Location::Bucket(bucket) => remote::open(config, &bucket)?,
-        };
+        let backend = backend_of(config)?;
         let store = Self::with_backend(backend, config.clone(), Self::ranges(config).await?);
         store.check_writable().await?;
         Ok(store)
@@ -246,6 +241,18 @@ impl Store {
             .put(&probe, Bytes::from_static(b"starlift"))
             .await?;
         self.inner.backend.delete(&probe).await
+    }
+}
+
+/// The folder or bucket that the configuration names. Sends nothing to a bucket yet.
+fn backend_of(config: &Config) -> Result<Backend, Error> {
+    match remote::Location::parse(config)? {
+        remote::Location::Folder(_) if config.cache.is_some() => {
+            let reason = "`store.cache` is for buckets, and the store is a folder";
+            Err(Error::Config(reason.to_owned()))
+        }
+        remote::Location::Folder(path) => Backend::folder(Path::new(&path)),
+        remote::Location::Bucket(bucket) => remote::open(config, &bucket),
     }
 }
 

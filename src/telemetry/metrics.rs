@@ -126,6 +126,8 @@ table! {
         "Bytes of eStargz or zstd:chunked in the layers converted here.";
     conversions_running: Gauge = Gauge::default(), "gauge", "conversions_running", None::<Unit>, "",
         "Image conversions running in this process.";
+    notification_events: Counters = Family::default(), "counter", "notification_events_total", None::<Unit>, "outcome",
+        "Events of registries that announce pushes, by outcome: a conversion started or already running, the image refused by the rules, no room, not about an image (ignored), malformed, or a wrong secret.";
     leases: Counters = Family::default(), "counter", "leases_total", None::<Unit>, "outcome",
         "Leases requested, by outcome: taken, held by another process, or taken and lost later.";
     upstream_requests: Counters2 = Family::default(), "counter", "upstream_requests_total", None::<Unit>, "kind, class",

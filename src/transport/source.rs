@@ -10,8 +10,10 @@ use futures::stream::BoxStream;
 use super::layout::Layout;
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
-use crate::registry::{Body, ClientLogin, Error, Hosted, Peer, Purpose, Referrers, Registry, Tags};
-use crate::shares::Turn;
+use crate::registry::{
+    Body, ClientLogin, Error, Hosted, Peer, Ping, Purpose, Referrers, Registry, Tags,
+};
+use crate::shares::{Turn, Urgency};
 
 /// The longest document of an artifact, which is held in memory: as long as a manifest.
 const MAX_DOCUMENT: u64 = MAX_MANIFEST_BYTES;
@@ -25,13 +27,15 @@ pub struct Source {
 }
 
 /// The one on whose behalf an upstream is asked.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Requester {
     /// The name under which its work takes turns with that of others. Empty for this program
     /// itself.
     pub name: Arc<str>,
     /// The names under which layers are counted that are stored for it.
     pub accounts: Box<[Box<str>]>,
+    /// Whether somebody waits for the work.
+    pub urgency: Urgency,
 }
 
 #[derive(Debug, Clone)]
@@ -66,6 +70,21 @@ impl Source {
         }
     }
 
+    /// Returns the same upstream, asked for work that nobody waits for yet.
+    #[must_use]
+    pub(crate) fn ahead(self) -> Self {
+        let requester = Requester {
+            urgency: Urgency::ahead(),
+            ..(*self.requester).clone()
+        };
+        self.on_behalf_of(requester)
+    }
+
+    /// Whether nobody waits for the work yet.
+    pub(crate) fn is_ahead(&self) -> bool {
+        self.requester.urgency.is_ahead()
+    }
+
     /// Returns the one on whose behalf the upstream is asked.
     pub fn requester(&self) -> &Requester {
         &self.requester
@@ -76,6 +95,7 @@ impl Source {
         Turn {
             upstream: &self.name,
             requester: &self.requester.name,
+            urgency: &self.requester.urgency,
         }
     }
 
@@ -107,6 +127,15 @@ impl Source {
             Kind::Registry(registry) => Ok(Reader::Registry(Arc::clone(registry))),
             Kind::Hosted(hosted) => hosted.registry().await.map(Reader::Registry),
             Kind::Layout(layout) => Ok(Reader::Layout(Arc::clone(layout))),
+        }
+    }
+
+    /// Asks each host of a registry whether it answers and accepts the credentials. A layout has no
+    /// hosts.
+    pub(crate) async fn ping(&self) -> Result<Vec<(String, Result<Ping, Error>)>, Error> {
+        match self.reader().await? {
+            Reader::Registry(registry) => Ok(registry.ping().await),
+            Reader::Layout(_) => Ok(Vec::new()),
         }
     }
 

@@ -38,7 +38,11 @@ impl ClientCertificate {
     /// name of its subject, else its only DNS name. `None` if there is none, or more than one of a
     /// kind.
     pub(crate) fn read(certificate: &CertificateDer<'_>) -> Option<Self> {
-        let (until, common_names) = fields(certificate)?;
+        let CertificateFields {
+            until,
+            common_names,
+            ..
+        } = CertificateFields::read(certificate)?;
         let parsed = EndEntityCert::try_from(certificate).ok()?;
         let kinds = [
             parsed.valid_uri_names().map(str::to_owned).collect(),
@@ -57,20 +61,44 @@ impl ClientCertificate {
     }
 }
 
-/// The end of the validity, and the common names of the subject.
-fn fields(certificate: &[u8]) -> Option<(u64, Vec<String>)> {
-    let mut body = Der(certificate).inner(SEQUENCE)?.inner(SEQUENCE)?;
-    if body.0.first() == Some(&VERSION) {
+/// Fields of a certificate that has not been verified.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct CertificateFields {
+    /// The validity, in seconds since 1970.
+    pub(crate) from: u64,
+    pub(crate) until: u64,
+    /// The names of the issuer and of the subject, as DER.
+    pub(crate) issuer: Vec<u8>,
+    pub(crate) subject: Vec<u8>,
+    common_names: Vec<String>,
+}
+
+impl CertificateFields {
+    /// Reads a certificate; `None` if it is malformed.
+    pub(crate) fn read(certificate: &[u8]) -> Option<Self> {
+        let mut body = Der(certificate).inner(SEQUENCE)?.inner(SEQUENCE)?;
+        if body.0.first() == Some(&VERSION) {
+            body.next()?;
+        }
+        // The serial number and the signature's algorithm.
         body.next()?;
-    }
-    // The serial number, the signature's algorithm and the issuer.
-    for _ in 0..3 {
         body.next()?;
+        let (_, issuer) = body.next()?;
+        let mut validity = body.inner(SEQUENCE)?;
+        let from = time(validity.next()?)?;
+        let until = time(validity.next()?)?;
+        let subject = body.inner(SEQUENCE)?;
+        Some(Self {
+            from,
+            until,
+            issuer: issuer.to_vec(),
+            subject: subject.0.to_vec(),
+            common_names: common_names(subject)?,
+        })
     }
-    let mut validity = body.inner(SEQUENCE)?;
-    validity.next()?;
-    let until = time(validity.next()?)?;
-    let mut subject = body.inner(SEQUENCE)?;
+}
+
+fn common_names(mut subject: Der<'_>) -> Option<Vec<String>> {
     let mut names = Vec::new();
     while !subject.0.is_empty() {
         let mut attributes = subject.inner(SET)?;
@@ -83,7 +111,7 @@ fn fields(certificate: &[u8]) -> Option<(u64, Vec<String>)> {
             }
         }
     }
-    Some((until, names))
+    Some(names)
 }
 
 /// Seconds since 1970; 0 for a time before that, which is over.
@@ -180,6 +208,6 @@ mod tests {
             assert_eq!(Der(bytes).next(), None, "{bytes:?}");
         }
         assert_eq!(Der(&[0x30, 0x81, 1, 7, 9]).next(), Some((0x30, &[7][..])));
-        assert_eq!(fields(&[0x30, 3, 0x30, 1, 0]), None);
+        assert_eq!(CertificateFields::read(&[0x30, 3, 0x30, 1, 0]), None);
     }
 }

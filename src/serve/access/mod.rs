@@ -32,7 +32,7 @@ use crate::store::{self, Holder, Store};
 use crate::telemetry::log;
 use crate::transport::Source;
 
-pub(crate) use certificate::ClientCertificate;
+pub(crate) use certificate::{CertificateFields, ClientCertificate};
 pub use config::AccessConfig;
 use grants::{Grants, Question};
 pub(crate) use grants::{Proof, Verdict};

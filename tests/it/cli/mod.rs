@@ -1,6 +1,7 @@
 //! The command line, run as a process: its output, its files, its exit codes.
 
 mod config;
+mod doctor;
 mod image;
 mod layer;
 mod provenance;

@@ -2,6 +2,7 @@
 //! the reference.
 
 mod access;
+mod ahead;
 mod budgets;
 mod containers;
 mod cri;

@@ -79,6 +79,19 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("api_client", &[]),
+    ("pods", &["oci"]),
+    (
+        "server_doctor",
+        &[
+            "convert",
+            "doctor",
+            "provenance",
+            "registry",
+            "serve",
+            "store",
+            "transport",
+        ],
+    ),
     ("doctor", &["agent", "containerd"]),
     ("install", &["agent", "containerd", "doctor"]),
     (

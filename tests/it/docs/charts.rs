@@ -366,3 +366,109 @@ fn the_agent_is_uninstalled_by_the_chart_too() {
     let refused = helm(&place, "starlift-agent", "server=https://a'; reboot");
     assert!(!refused.status.success());
 }
+
+/// Settings with which images are converted ahead.
+const WARM: &str = "hosts={starlift.example,starlift.internal},store.location=s3://images/store,\
+    warm.images={docker.io/library/nginx:1.21.1,ghcr.io/a/b@sha256:1},warm.interval=30m,warm.fromKubernetes.enabled=true";
+
+#[test]
+fn the_chart_warms_listed_images_and_those_of_the_clusters_pods() {
+    let Some(place) = Place::with_clients(CLIENTS, &[]) else {
+        return;
+    };
+    let objects = objects(&place, "starlift", WARM);
+    let pod = &only(&objects, "Deployment")["spec"]["template"];
+    let config = configuration(
+        &place,
+        &objects,
+        "starlift.toml",
+        &pod["spec"]["containers"][0],
+    );
+    let images = ["docker.io/library/nginx:1.21.1", "ghcr.io/a/b@sha256:1"];
+    assert_eq!(config.serve.warm.images, images);
+    assert_eq!(config.serve.warm.interval.as_secs(), 30 * 60);
+
+    let job = only(&objects, "CronJob");
+    let template = &job["spec"]["jobTemplate"]["spec"]["template"];
+    let account = template["spec"]["serviceAccountName"].as_str().unwrap();
+    let binding = only(&objects, "ClusterRoleBinding");
+    assert_eq!(binding["subjects"][0]["name"], account);
+    assert_eq!(binding["subjects"][0]["namespace"], "images");
+    let role = only(&objects, "ClusterRole");
+    assert_eq!(binding["roleRef"]["name"], role["metadata"]["name"]);
+    let rules = serde_json::json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}]);
+    assert_eq!(role["rules"], rules);
+    // No service sends pulls to the job, and the policy lets it reach the API.
+    let labels = &template["metadata"]["labels"];
+    for object in objects.iter().filter(|object| object["kind"] == "Service") {
+        assert!(
+            !is_selected(&object["spec"]["selector"], labels),
+            "{object}"
+        );
+    }
+    let policy = only(&objects, "NetworkPolicy");
+    let from = policy["spec"]["ingress"][1]["from"].as_array().unwrap();
+    assert!(
+        from.iter()
+            .any(|from| is_selected(&from["podSelector"]["matchLabels"], labels)),
+        "{policy}"
+    );
+    // The program takes the arguments: it fails later, because there is no cluster.
+    let arguments = template["spec"]["containers"][0]["args"]
+        .as_array()
+        .unwrap();
+    let arguments: Vec<_> = arguments.iter().map(|one| one.as_str().unwrap()).collect();
+    assert!(
+        arguments.contains(&"http://release-starlift-api.images.svc:8081"),
+        "{arguments:?}"
+    );
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_starlift"));
+    let program = program.args(&arguments).current_dir(place.path());
+    let output = program.env("PATH", place.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("kubectl cannot be run"), "{said}");
+}
+
+#[test]
+fn the_job_may_be_limited_to_namespaces_and_shows_its_own_identity() {
+    let Some(place) = Place::with_clients(CLIENTS, &[]) else {
+        return;
+    };
+    let settings = format!(
+        "{WARM},warm.fromKubernetes.namespaces={{web,batch}},serviceAccountTokens.audience=starlift"
+    );
+    let objects = objects(&place, "starlift", &settings);
+    let namespaces = |kind: &str| {
+        let found = objects.iter().filter(|object| object["kind"] == kind);
+        let found = found.map(|object| object["metadata"]["namespace"].as_str().unwrap());
+        found.collect::<Vec<_>>()
+    };
+    assert_eq!(namespaces("Role"), ["web", "batch"]);
+    assert_eq!(namespaces("RoleBinding"), ["web", "batch"]);
+    assert!(!kinds(&objects).contains(&"ClusterRole"));
+    let pod = &only(&objects, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"];
+    let arguments = pod["containers"][0]["args"].to_string();
+    assert!(
+        arguments.contains("\"--namespace\",\"web\",\"--namespace\",\"batch\""),
+        "{arguments}"
+    );
+    let token = &pod["volumes"][0]["projected"]["sources"][0]["serviceAccountToken"];
+    assert_eq!(token["audience"], "starlift");
+    let mount = pod["containers"][0]["volumeMounts"][0]["mountPath"]
+        .as_str()
+        .unwrap();
+    assert!(
+        arguments.contains(&format!("\"--token-file\",\"{mount}/token\"")),
+        "{arguments}"
+    );
+    let refused = helm(
+        &place,
+        "starlift",
+        &format!("{WARM},tls.existingSecret=tls"),
+    );
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && said.contains("set warm.server"),
+        "{said}"
+    );
+}

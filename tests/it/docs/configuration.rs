@@ -17,7 +17,7 @@ const MARKER: &str =
     "<!-- From here on generated from the source: UPDATE_DOCS=1 cargo test reference -->\n";
 
 /// Name of the table in the file, source file, struct.
-const PARTS: [(&str, &str, &str); 12] = [
+const PARTS: [(&str, &str, &str); 14] = [
     ("serve", "src/serve/config.rs", "Config"),
     ("serve.access", "src/serve/access/config.rs", "AccessConfig"),
     (
@@ -35,6 +35,12 @@ const PARTS: [(&str, &str, &str); 12] = [
         "src/serve/budgets/config.rs",
         "BudgetConfig",
     ),
+    (
+        "serve.notifications",
+        "src/serve/ahead_config.rs",
+        "NotificationConfig",
+    ),
+    ("serve.warm", "src/serve/ahead_config.rs", "WarmConfig"),
     ("store", "src/store/config.rs", "Config"),
     ("convert", "src/convert/config.rs", "Config"),
     ("agent", "src/agent/config.rs", "Config"),
@@ -96,7 +102,7 @@ fn section(text: &mut String, table: &str, source: &str, name: &str, defaults: &
     } in values
     {
         // These tables have sections of their own.
-        if matches!(name.as_str(), "upstream" | "access" | "budgets") {
+        if matches!(name.as_str(), "upstream" | "access" | "budgets" | "warm") {
             continue;
         }
         assert!(!meaning.is_empty(), "{name} of [{table}] is documented");

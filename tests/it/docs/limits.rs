@@ -100,6 +100,7 @@ const LIMITS: &[(&str, Shown)] = &[
         By("an_answer_that_never_ends_is_cut_after_the_grace"),
     ),
     ("serve.max_jobs", By("only_ended_jobs_are_forgotten")),
+    ("serve.warm.interval", NoLimit("an interval")),
     (
         "serve.access.remember",
         By("a_withdrawal_upstream_holds_within_the_time_that_answers_are_remembered"),

@@ -69,6 +69,10 @@ const SERVER: &[(&str, Bounded)] = &[
         ]),
     ),
     (
+        "/api/v1/notifications/{name}",
+        By(&["the_largest_notifications_cost_their_weight"]),
+    ),
+    (
         "/token",
         By(&[
             "the_oauth2_form_gives_the_same_tokens",

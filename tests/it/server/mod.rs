@@ -5,6 +5,7 @@
 )]
 
 pub(crate) mod access;
+mod ahead;
 mod api;
 mod audit;
 mod blobs;

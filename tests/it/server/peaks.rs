@@ -300,6 +300,54 @@ async fn the_largest_observations_of_many_senders_cost_their_weight() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_largest_notifications_cost_their_weight() {
+    let folder = tempfile::tempdir().unwrap();
+    let secret = "0123456789abcdef0123456789abcdef";
+    let (file, config) = (folder.path().join("secret"), folder.path().join("config"));
+    std::fs::write(&file, secret).unwrap();
+    let source = format!(
+        "[[serve.notifications]]\nname = \"a\"\nupstream = \"local\"\nsecret_file = {file:?}\n"
+    );
+    std::fs::write(&config, source).unwrap();
+    let hostile = Hostile::start_with(&["--config", config.to_str().unwrap()]).await;
+    let url = hostile.server.url("/api/v1/notifications/a");
+    let full = |start: &str, piece: &str| {
+        let mut text = start.to_owned();
+        while text.len() + piece.len() < 1 << 20 {
+            text.push_str(piece);
+        }
+        text
+    };
+    let bodies = [
+        full("{\"events\":[{}", ",{}"),
+        full("{\"events\":[", "["),
+        full(
+            "{\"type\":\"PUSH_ARTIFACT\",\"event_data\":{\"resources\":[{}",
+            ",{\"tag\":\"a\"}",
+        ),
+        full(
+            "{\"specversion\":\"1.0\",\"type\":\"image.pushed\",\"data\":{\"a\":[1",
+            ",1",
+        ),
+    ];
+    let posts = (0..128).map(|number| {
+        let request = hostile.client.post(&url).bearer_auth(secret);
+        request.body(bodies[number % bodies.len()].clone()).send()
+    });
+    let answers = join_all(posts).await;
+    let statuses: Vec<_> = answers
+        .into_iter()
+        .map(|answer| answer.unwrap().status().as_u16())
+        .collect();
+    assert!(
+        statuses.iter().all(|status| [400, 503].contains(status)),
+        "{statuses:?}"
+    );
+    assert!(statuses.contains(&400), "{statuses:?}");
+    hostile.assert_peak_below(150);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_largest_profiles_cost_little_while_nobody_reads_them() {
     const FILES: usize = 16_000;
     let hostile = Hostile::start_with(&["--wait", "25s"]).await;

@@ -38,7 +38,19 @@ pub(crate) struct DockerRegistry {
 
 impl DockerRegistry {
     pub(crate) fn start(place: &Place, access: Access) -> Self {
-        let address = free_address();
+        Self::start_at(place, free_address(), access, "")
+    }
+
+    /// Starts a registry at a free address that announces its events to `url`, with a bearer token.
+    pub(crate) fn announcing(place: &Place, address: SocketAddr, url: &str, secret: &str) -> Self {
+        let notifications = format!(
+            "notifications: {{endpoints: [{{name: starlift, url: \"{url}\", timeout: 10s, threshold: 3, \
+             backoff: 200ms, headers: {{Authorization: [\"Bearer {secret}\"]}}}}]}}\n"
+        );
+        Self::start_at(place, address, Access::Anyone, &notifications)
+    }
+
+    fn start_at(place: &Place, address: SocketAddr, access: Access, more: &str) -> Self {
         let mut tokens = None;
         let auth = match access {
             Access::Anyone => String::new(),
@@ -62,7 +74,7 @@ impl DockerRegistry {
             }
         };
         let config = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{address}\"}}\n{auth}",
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{address}\"}}\n{auth}{more}",
             place.dir("registry").display()
         );
         let config = place.write("registry.yml", config);

@@ -21,3 +21,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "starlift.hasVolume" -}}
 {{- if not .Values.store.location }}yes{{ end }}
 {{- end }}
+
+{{/* Pods of the job are not selected by the services. */}}
+{{- define "starlift.warmSelector" -}}
+app.kubernetes.io/name: starlift-warm
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
