@@ -407,10 +407,10 @@ impl Node {
         }
         for folder in ["cache", "layers"] {
             let files = fs::read_dir(self.root.join(folder)).into_iter().flatten();
-            let files = files
-                .flatten()
-                .map(|file| file.path().display().to_string());
-            left.extend(files);
+            let files = files.flatten().map(|file| file.path());
+            // The number of the next layer stays.
+            let files = files.filter(|file| !file.ends_with("layers/next"));
+            left.extend(files.map(|file| file.display().to_string()));
         }
         self.stop_agent().await?;
         if let Some(mut containerd) = self.containerd.lock().await.take() {
