@@ -216,8 +216,19 @@ impl Drop for Daemon {
 }
 
 fn cpu_of(pid: &str) -> anyhow::Result<f64> {
+    let [user, system, ..] = cpu_times(pid)?;
+    Ok(user + system)
+}
+
+/// Returns the processor seconds of a process and of its children that have ended.
+pub(crate) fn cpu_with_ended_children(pid: &str) -> anyhow::Result<f64> {
+    Ok(cpu_times(pid)?.iter().sum())
+}
+
+/// Returns `utime`, `stime`, `cutime` and `cstime` of proc(5) in seconds.
+fn cpu_times(pid: &str) -> anyhow::Result<[f64; 4]> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // Fields 14 and 15, counted from behind the process name, which may contain blanks.
+    // Fields 14 to 17, counted from behind the process name, which may contain blanks.
     let fields: Vec<&str> = stat
         .rsplit(')')
         .next()
@@ -230,7 +241,7 @@ fn cpu_of(pid: &str) -> anyhow::Result<f64> {
             .and_then(|field| field.parse::<f64>().ok())
             .unwrap_or(0.0)
     };
-    Ok((ticks(11) + ticks(12)) / TICKS)
+    Ok([11, 12, 13, 14].map(|index| ticks(index) / TICKS))
 }
 
 /// Drops the kernel's file caches: pages, names and inodes.

@@ -22,6 +22,7 @@ mod memory;
 mod node;
 mod plot;
 mod report;
+mod scale;
 mod serve;
 mod server;
 mod soak;
@@ -81,6 +82,9 @@ enum Scenario {
     /// The same images converted with several chunk sizes: starts, bytes, requests, processor time;
     /// needs the tools of `start`, and Go
     Chunks(start::ChunksArguments),
+    /// Replicas behind one address: costs of conversions, pulls and ranges, and a model of many nodes
+    /// that is checked against them; needs nginx
+    Scale(scale::Arguments),
     /// Minutes of load, abuse and faults on three replicas over one bucket; asserts that no byte is
     /// wrong and nothing leaks
     Soak(soak::Arguments),
@@ -97,6 +101,7 @@ fn main() -> anyhow::Result<()> {
         Scenario::Agent(arguments) => agent::measure_all(&arguments),
         Scenario::Start(arguments) => start::measure_all(&arguments),
         Scenario::Chunks(arguments) => start::measure_chunks(&arguments),
+        Scenario::Scale(arguments) => scale::measure_all(&arguments),
         Scenario::Soak(arguments) => soak::measure_all(&arguments),
     }?;
     report.finish(out.as_deref())

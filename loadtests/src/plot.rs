@@ -69,8 +69,8 @@ pub(crate) struct Lines {
     pub(crate) x: &'static str,
     pub(crate) y: &'static str,
     pub(crate) curves: Vec<Curve>,
-    /// Events, each a dashed line at its x.
-    pub(crate) marks: Vec<f64>,
+    /// Events, each a dashed line at its x with a label of a few letters.
+    pub(crate) marks: Vec<(f64, String)>,
 }
 
 #[derive(Debug)]
@@ -324,8 +324,10 @@ impl Lines {
         }
         canvas.text((right, bottom + 34.0), r#"text-anchor="end""#, self.x);
         canvas.text((MARGIN, TOP - 6.0), "", self.y);
-        for mark in &self.marks {
+        for (mark, label) in &self.marks {
             canvas.line((x(*mark), TOP), (x(*mark), bottom), DASHED);
+            let style = r#"text-anchor="middle" font-size="10""#;
+            canvas.text((x(*mark), bottom + 28.0), style, label);
         }
         let mut legend = TOP + 12.0;
         for (group, curve) in self.curves.iter().enumerate() {

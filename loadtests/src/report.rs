@@ -19,6 +19,8 @@ pub(crate) struct Report {
     failures: Vec<String>,
     tables: Vec<Table>,
     plots: Vec<Plot>,
+    /// Further files beside the report, by name.
+    files: Vec<(&'static str, String)>,
 }
 
 #[derive(Debug)]
@@ -38,10 +40,16 @@ impl Report {
             failures: Vec::new(),
             tables: Vec::new(),
             plots: Vec::new(),
+            files: Vec::new(),
         };
         report.note(format!("{} on {}", run("date -u +%F")?.trim(), machine()?));
         report.note(format!("load average at the start: {}", load()?));
         Ok(report)
+    }
+
+    /// Returns the day and the machine.
+    pub(crate) fn first_note(&self) -> &str {
+        self.notes.first().map_or("", String::as_str)
     }
 
     pub(crate) fn note(&mut self, note: impl Into<String>) {
@@ -51,6 +59,11 @@ impl Report {
     /// Records a violated invariant. The program fails once the report is written.
     pub(crate) fn fail(&mut self, failure: impl Into<String>) {
         self.failures.push(failure.into());
+    }
+
+    /// Whether no invariant was violated so far.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.failures.is_empty()
     }
 
     pub(crate) fn table(
@@ -70,6 +83,11 @@ impl Report {
         self.plots.push(plot);
     }
 
+    /// Adds a file that is written beside the report.
+    pub(crate) fn file(&mut self, name: &'static str, text: String) {
+        self.files.push((name, text));
+    }
+
     /// Prints the report, or writes it into `folder`.
     ///
     /// # Errors
@@ -87,6 +105,10 @@ impl Report {
                 let file = format!("{}-{}.svg", self.name, number + 1);
                 fs::write(folder.join(&file), plot.svg())?;
                 writeln!(text, "\n![{}]({file})", plot.title())?;
+            }
+            for (name, content) in &self.files {
+                fs::write(folder.join(name), content)?;
+                writeln!(text, "\n[{name}]({name})")?;
             }
             fs::write(folder.join(format!("{}.md", self.name)), &text)?;
         }

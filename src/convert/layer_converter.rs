@@ -18,7 +18,6 @@ use super::layer::{self, Job};
 use super::pace::Pace;
 use super::priority::Priorities;
 use super::status::{Board, LayerProgress};
-use crate::backoff::Backoff;
 use crate::flight::Flight;
 use crate::oci::{Descriptor, Digest, Repository};
 use crate::rewrite::claims;
@@ -28,9 +27,11 @@ use crate::store::{Generation, Holder, LayerOutcome, LayerRecord, Store, layer_l
 use crate::telemetry::{log, metrics};
 use crate::transport::Source;
 
-/// How often the store is polled while another process converts: at first, and at most.
-const FIRST_POLL: Duration = Duration::from_millis(100);
-const SLOWEST_POLL: Duration = Duration::from_secs(2);
+/// The pauses between two looks at the lease of a layer that another process converts: this part of
+/// the time waited so far, but not shorter and not longer than these.
+const LOOK_SHARE: u32 = 8;
+const SHORTEST_LOOK: Duration = Duration::from_millis(100);
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
 /// How long a conversion waits for a slot before its source image is served.
 pub(super) const SLOT_WITHIN: Duration = Duration::from_secs(1800);
@@ -245,8 +246,7 @@ impl LayerConverter {
         is_shared: bool,
     ) -> Result<LayerOutcome, Error> {
         let lease_name = layer_lease(&self.generation, &layer.digest);
-        let give_up = Instant::now() + self.lease_wait;
-        let mut backoff = Backoff::new(FIRST_POLL, SLOWEST_POLL);
+        let since = Instant::now();
         loop {
             if let Some(record) = self.recorded(&layer.digest).await? {
                 progress.complete(layer.size);
@@ -273,11 +273,29 @@ impl LayerConverter {
                 return outcome.inspect(|_| progress.complete(layer.size));
             }
             drop(slot);
-            if Instant::now() >= give_up {
+            if !self.lease_ends(&lease_name, since).await {
                 return Err(Error::Lease(layer.digest.clone()));
             }
-            tokio::time::sleep(backoff.pause()).await;
         }
+    }
+
+    /// Waits until the lease is no longer held. `false` if it is held for longer than the limit,
+    /// counted from `since`.
+    ///
+    /// Each look is one read of the store: whatever the holder's outcome, its lease ends with it. A
+    /// store that fails does not end the wait.
+    async fn lease_ends(&self, name: &str, since: Instant) -> bool {
+        while since.elapsed() < self.lease_wait {
+            tokio::time::sleep(pause_after(since.elapsed())).await;
+            match self.store.is_leased(name).await {
+                Ok(true) => {}
+                Ok(false) => return true,
+                Err(error) => {
+                    tracing::debug!(lease = name, %error, "lease not read, looking again");
+                }
+            }
+        }
+        false
     }
 
     /// Returns the layer's record, unless its limit has been raised since.
@@ -352,6 +370,12 @@ impl LayerConverter {
         report_outcome(&record, started.elapsed());
         Ok(record.outcome)
     }
+}
+
+/// The pause before the next look at a lease, so that the end of a conversion is noticed late by
+/// little in proportion.
+fn pause_after(waited: Duration) -> Duration {
+    (waited / LOOK_SHARE).clamp(SHORTEST_LOOK, LONGEST_LOOK)
 }
 
 impl Attempt {
@@ -432,5 +456,29 @@ pub(super) fn of_image(digest: &Digest, error: Arc<Error>) -> Error {
     Error::Layer {
         digest: digest.clone(),
         source: error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The times of the looks, if each takes no time.
+    fn looks() -> impl Iterator<Item = Duration> {
+        let next = |waited: &Duration| Some(*waited + pause_after(*waited));
+        std::iter::successors(next(&Duration::ZERO), next)
+    }
+
+    #[test]
+    fn the_end_of_a_lease_is_noticed_soon_and_for_few_reads() {
+        let within = |limit| looks().take_while(|look| *look <= limit).count();
+        let (wait, minute) = (Duration::from_secs(8), Duration::from_secs(60));
+        assert!(within(wait) <= 30, "{}", within(wait));
+        assert!(within(minute) <= 90, "{}", within(minute));
+        let late = looks().zip(looks().skip(1)).take(200);
+        for (before, look) in late {
+            let most = (before / 8).max(Duration::from_millis(100));
+            assert!(look - before <= most.min(Duration::from_secs(1)));
+        }
     }
 }

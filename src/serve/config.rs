@@ -19,6 +19,12 @@ use super::budgets::BudgetsConfig;
 /// headers.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(25);
 
+/// Signed URLs name their lifetime in whole seconds.
+const LEAST_REDIRECT_LIFETIME: Duration = Duration::from_secs(1);
+/// The longest lifetime of a signed URL: the same in S3 (`X-Amz-Expires`), GCS (`X-Goog-Expires`)
+/// and for a user delegation key of Azure.
+const REDIRECT_LIFETIME_LIMIT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
 /// The shortest lifetime of a token that clients expect (distribution, "Token Authentication
 /// Specification").
 const LEAST_LOGIN_LIFETIME: Duration = Duration::from_secs(60);
@@ -56,7 +62,8 @@ pub struct Config {
     pub tls: Option<TlsConfig>,
     /// Answer blob requests with 307 to a signed URL if the store can sign one.
     pub redirect: bool,
-    /// How long a signed URL is valid.
+    /// How long a signed URL is valid; at most 7 days, and no longer than the server's own
+    /// credentials for the bucket.
     #[serde(with = "humantime_serde")]
     pub redirect_lifetime: Duration,
     /// How long a tag is answered from memory without a request to its upstream.
@@ -285,6 +292,11 @@ impl Config {
                 self.hosts.iter().all(|name| is_host(name)),
                 "serve.hosts has an invalid name or a port",
             ),
+            (
+                (LEAST_REDIRECT_LIFETIME..=REDIRECT_LIFETIME_LIMIT)
+                    .contains(&self.redirect_lifetime),
+                "serve.redirect_lifetime is not between 1s and 7days, as buckets require",
+            ),
             (self.max_ranges > 0, "serve.max_ranges is 0"),
             (self.max_cold_reads > 0, "serve.max_cold_reads is 0"),
             (self.max_requests > 0, "serve.max_requests is 0"),
@@ -383,6 +395,19 @@ mod tests {
             ..Config::default()
         };
         assert!(config.check().is_err());
+    }
+
+    #[test]
+    fn signed_urls_live_as_long_as_buckets_allow() {
+        for (text, is_valid) in [
+            ("0s", false),
+            ("1s", true),
+            ("7days", true),
+            ("8days", false),
+        ] {
+            let config: Config = toml::from_str(&format!("redirect_lifetime = '{text}'")).unwrap();
+            assert_eq!(config.check().is_ok(), is_valid, "{text}");
+        }
     }
 
     #[test]

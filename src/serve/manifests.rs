@@ -2,13 +2,14 @@
 //! image.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
 use http::header::{VARY, WARNING};
 use http::{HeaderValue, StatusCode};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::oci::media_type::{ManifestKind, document_type, manifest_kind};
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Tag};
@@ -28,6 +29,10 @@ use super::reading::{
 use super::registry_request::RegistryRequest;
 use super::{recorded, referrers, response};
 
+/// How long a pull whose wait is over may look for a record that another replica wrote meanwhile.
+const LAST_LOOK: Duration = Duration::from_millis(300);
+/// The reason for the source image when the wait is over.
+const LATE: &str = "conversion under way; this is the source image";
 /// The suffix that stargz-snapshotter and `ctr-remote` append to a tag.
 const TOC_SUFFIX: &str = "-esgztoc";
 
@@ -379,7 +384,10 @@ async fn ready(
             let manifest = source_manifest(app, ask, digest).await?;
             match wait_for(app, ask, &manifest, ready_by).await {
                 Ok(record) => Some(record),
-                Err(reason) => return Ok(Err(Kind::Source(reason))),
+                Err(reason) => match last_look(app, ask, digest, reason).await {
+                    Some(record) => Some(record),
+                    None => return Ok(Err(Kind::Source(reason))),
+                },
             }
         }
         Err(error) => {
@@ -400,6 +408,21 @@ async fn ready(
     Ok(converted
         .map(|converted| (record, converted))
         .ok_or(Kind::Source("the converted image is out of reach")))
+}
+
+/// The record of an image that another replica has converted a moment ago: this one looks at the
+/// other's leases only now and then.
+async fn last_look(
+    app: &App,
+    ask: &RegistryRequest,
+    digest: &Digest,
+    reason: &'static str,
+) -> Option<ImageRecord> {
+    if reason != LATE {
+        return None;
+    }
+    let record = timeout(LAST_LOOK, readable_record(app, ask, digest)).await;
+    record.ok()?.ok()?
 }
 
 /// Waits for the conversion until `ready_by`. The conversion continues after that.
@@ -430,10 +453,7 @@ async fn wait_for(
         Ok(Ok(record)) => ("ready", Ok(record)),
         // The converter logs the reason.
         Ok(Err(_)) => ("failed", Err("conversion failed; this is the source image")),
-        Err(_) => (
-            "late",
-            Err("conversion under way; this is the source image"),
-        ),
+        Err(_) => ("late", Err(LATE)),
     };
     metrics()
         .conversion_waits

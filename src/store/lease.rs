@@ -75,6 +75,16 @@ impl Store {
         self.take_lease(name, Some(Box::new(moving))).await
     }
 
+    /// Whether another holder has the lease on `name` now. One read of the store, for callers that
+    /// wait for its end.
+    pub async fn is_leased(&self, name: &str) -> Result<bool, Error> {
+        let key = Key::Lease(name.to_owned());
+        match self.inner.backend.root() {
+            Some(root) => LockedFile::is_locked(root, &key).await,
+            None => Renewed::is_held(&self.inner, &key).await,
+        }
+    }
+
     async fn take_lease(&self, name: &str, moving: Option<Moving>) -> Result<Option<Lease>, Error> {
         let key = Key::Lease(name.to_owned());
         let held = match self.inner.backend.root() {
@@ -181,16 +191,25 @@ struct LockedFile {
 impl LockedFile {
     async fn take(root: &Path, key: &Key) -> Result<Option<Self>, Error> {
         let path = root.join(key.to_string());
-        let what = format!("locking {key}");
-        let locked = tokio::task::spawn_blocking(move || Self::try_lock(path)).await;
-        match locked {
-            Ok(Ok(file)) => Ok(file),
-            Ok(Err(source)) => Err(Error::Folder { what, source }),
-            Err(ended) => Err(Error::Folder {
-                what,
-                source: ended.into(),
-            }),
-        }
+        off_worker(format!("locking {key}"), move || Self::try_lock(path)).await
+    }
+
+    async fn is_locked(root: &Path, key: &Key) -> Result<bool, Error> {
+        let path = root.join(key.to_string());
+        let look = move || {
+            let file = match File::open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+                Err(error) => return Err(error),
+            };
+            // Shared, so that those who only look do not keep each other from it.
+            match file.try_lock_shared() {
+                Ok(()) => Ok(false),
+                Err(TryLockError::WouldBlock) => Ok(true),
+                Err(TryLockError::Error(error)) => Err(error),
+            }
+        };
+        off_worker(format!("looking at {key}"), look).await
     }
 
     fn try_lock(path: std::path::PathBuf) -> std::io::Result<Option<Self>> {
@@ -225,6 +244,21 @@ impl Drop for LockedFile {
     }
 }
 
+/// Runs a few calls on files on a blocking thread.
+async fn off_worker<T: Send + 'static>(
+    what: String,
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(source)) => Err(Error::Folder { what, source }),
+        Err(ended) => Err(Error::Folder {
+            what,
+            source: ended.into(),
+        }),
+    }
+}
+
 fn is_still_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     match (file.metadata(), std::fs::metadata(path)) {
@@ -255,6 +289,12 @@ struct Renewal {
 }
 
 impl Renewed {
+    async fn is_held(inner: &Inner, key: &Key) -> Result<bool, Error> {
+        let found = inner.backend.get(key).await?;
+        let claim = found.and_then(|found| seal::unseal::<Claim>(key, &found.bytes).ok());
+        Ok(claim.is_some_and(|claim| claim.expires > now()))
+    }
+
     async fn take(
         inner: &Arc<Inner>,
         key: Key,

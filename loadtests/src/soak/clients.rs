@@ -30,7 +30,7 @@ const LONGEST_RANGE: usize = 256 << 10;
 pub(crate) struct Shared {
     pub(crate) replicas: Vec<SocketAddr>,
     pub(crate) upstreams: Vec<Upstream>,
-    pub(crate) tally: Tally,
+    pub(crate) tally: Arc<Tally>,
     known: Mutex<Known>,
 }
 
@@ -45,11 +45,15 @@ struct Known {
 type Answered = Result<(reqwest::StatusCode, header::HeaderMap, bytes::Bytes), Outcome>;
 
 impl Shared {
-    pub(crate) fn new(replicas: Vec<SocketAddr>, upstreams: Vec<Upstream>) -> Arc<Self> {
+    pub(crate) fn new(
+        replicas: Vec<SocketAddr>,
+        upstreams: Vec<Upstream>,
+        tally: Arc<Tally>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             replicas,
             upstreams,
-            tally: Tally::default(),
+            tally,
             known: Mutex::default(),
         })
     }

@@ -1,53 +1,69 @@
-//! Runs minutes of mixed load on three replicas over one S3-compatible store: cold and warm pulls,
-//! ranges, abusive clients, upstreams that trickle, lie, cut and stay silent, a failing store,
-//! killed replicas.
+//! Runs minutes of mixed load on three replicas over one S3-compatible store and on two nodes that
+//! pull from them: cold and warm pulls, ranges, abusive clients, containers that read and compare
+//! their files; upstreams that trickle, lie, cut and stay silent; and faults, one after the other.
 //!
-//! Nothing is asserted about speed. The invariants: no completed answer has a wrong byte, no
-//! replica ends by itself, nothing panics, and the resources held at the end are those held at the
-//! start.
+//! Nothing is asserted about speed. The invariants: no completed answer and no file in a container
+//! has a wrong byte, nothing ends by itself, nothing panics, no container is stuck, and what is held
+//! at the end is what was held at the start.
 
 mod abuse;
 mod clients;
-mod replicas;
+mod containers;
+mod faults;
+mod findings;
+mod front;
+mod node;
+pub(crate) mod replicas;
+mod slope;
 mod tally;
-mod upstream;
+pub(crate) mod upstream;
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::plot::{Curve, Lines, Plot};
+use anyhow::ensure;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
 use crate::report::Report;
 use crate::soak::clients::{Shared, client};
-use crate::soak::replicas::{Replica, Sample, Settings};
-use crate::soak::tally::Outcome;
+use crate::soak::containers::{Checked, Container, SharedNode};
+use crate::soak::faults::{Fault, Schedule, World};
+use crate::soak::findings::Findings;
+use crate::soak::front::Front;
+use crate::soak::node::{Disk, Network, Node};
+use crate::soak::replicas::{Replica, Sample, Settings, in_bucket};
+use crate::soak::tally::{Outcome, Tally};
 use crate::soak::upstream::{Behaviour, Upstream};
 use crate::support::image::Random;
-use crate::support::s3::{self, Fault, S3};
+use crate::support::s3::{self, S3};
 
 /// The number of replicas over one bucket. The first is never killed, so that a leak shows.
 const REPLICAS: usize = 3;
 const PULLERS: u8 = 6;
 const RANGE_CLIENTS: u8 = 4;
 const ABUSERS: u8 = 8;
+/// Images of which each node has a container for the whole time. The next ones come and go.
+const LASTING: usize = 2;
+const CHURNED: usize = 4;
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
-/// The time between two kills, and (`AWAY_FOR`) the time until the killed replica restarts.
-const KILL_EVERY: Duration = Duration::from_secs(25);
-const AWAY_FOR: Duration = Duration::from_secs(2);
-/// The store fails for a while, then works for a while, and so on.
-const STORE_FAILS_FOR: Duration = Duration::from_secs(4);
-const STORE_WORKS_FOR: Duration = Duration::from_secs(20);
+/// How often containers that have ended are started again.
+const REVIVE_EVERY: Duration = Duration::from_secs(15);
 /// The time within which all replicas must be idle after the load.
 const REST_WITHIN: Duration = Duration::from_secs(180);
-/// Descriptors that may be open when idle beyond those at the start: kept connections to upstreams
-/// and the store.
-const KEPT_DESCRIPTORS: f64 = 64.0;
+/// The time after the load in which timers close idle connections and the sweep deletes old leases.
+const REST: Duration = Duration::from_secs(100);
+/// The time within which each container must read a file right once no fault is left.
+const RECOVER_WITHIN: Duration = Duration::from_secs(120);
+/// The time that the tasks with containers get to end what they do.
+const CHURN_ENDS_WITHIN: Duration = Duration::from_secs(400);
 /// Gauges that are zero when a replica is idle.
 const ZERO_AT_REST: [&str; 1] = ["starlift_conversions_running"];
-
-/// Returns one figure of a sample.
-type Figure = fn(&Sample) -> f64;
+/// The prefix in the bucket.
+const PREFIX: &str = "soak";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -55,7 +71,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value = "target/release/starlift")]
     starlift: PathBuf,
     /// Duration of the load in seconds.
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 1800)]
     seconds: u64,
     /// Number of images in each upstream.
     #[arg(long, default_value_t = 40)]
@@ -63,28 +79,139 @@ pub(crate) struct Arguments {
     /// Approximate most bytes of a layer's tar.
     #[arg(long, default_value_t = 8 << 20)]
     layer: usize,
-}
-
-/// The replicas' samples, kills and crashes during the soak.
-#[derive(Debug, Default)]
-struct Seen {
-    samples: Vec<Vec<Sample>>,
-    /// The time since the start in seconds, and the number of the replica.
-    kills: Vec<(f64, usize)>,
-    crashes: Vec<String>,
+    /// Nodes with an agent: 2, or 0 without root, containerd and `ctr-remote`
+    #[arg(long, default_value_t = 2)]
+    nodes: usize,
 }
 
 pub(crate) fn measure_all(arguments: &Arguments) -> anyhow::Result<Report> {
+    ensure!(
+        matches!(arguments.nodes, 0 | 2),
+        "--nodes is 0 or 2: the faults name two nodes"
+    );
+    ensure!(
+        arguments.images >= LASTING + CHURNED,
+        "--images is under {}",
+        LASTING + CHURNED
+    );
     // An error means that an earlier client installed it already.
     let _installed = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(soak(arguments))
 }
 
+/// The nodes, their containers and the tasks that use them.
+struct Nodes {
+    all: Vec<SharedNode>,
+    containers: Vec<(SharedNode, Container)>,
+    churning: Vec<JoinHandle<()>>,
+    dropping: Vec<JoinHandle<()>>,
+    stop: watch::Sender<bool>,
+    _fronts: Vec<Front>,
+}
+
 async fn soak(arguments: &Arguments) -> anyhow::Result<Report> {
-    let mut report = Report::begin("soak", "Three replicas over one bucket, everything at once")?;
-    let folder = tempfile::tempdir()?;
+    let mut report = Report::begin(
+        "soak",
+        "Three replicas over one bucket and two nodes, everything at once",
+    )?;
+    let folder = tempfile::Builder::new().prefix("sls").tempdir()?;
     let s3 = S3::start().await;
+    let upstreams = upstreams(arguments).await?;
+    let settings = Settings {
+        executable: &arguments.starlift,
+        upstreams: &upstreams,
+        serve: "wait = \"2s\"\nsweep_interval = \"20s\"\n",
+        store: &in_bucket(&s3.endpoint, s3::BUCKET, PREFIX),
+        folder: folder.path(),
+    };
+    let mut replicas = Vec::new();
+    for number in 0..REPLICAS {
+        replicas.push(Replica::start(number, &settings).await?);
+    }
+    let addresses: Vec<_> = replicas.iter().map(|replica| replica.address).collect();
+    let begun = Instant::now();
+    let tally = Arc::new(Tally::new(begun));
+    let mut nodes =
+        start_nodes(arguments, &addresses, &upstreams[0], &tally, folder.path()).await?;
+    let mut findings = Findings::new(REPLICAS, nodes.all.len());
+    findings.before = sample_all(&replicas, &nodes, begun);
+    findings.gauges_before = replicas[0].gauges().await?;
+    let shared = Shared::new(addresses, upstreams, tally);
+    let load = start_load(&shared)?;
+    {
+        let mut world = World {
+            replicas: &mut replicas,
+            s3: &s3,
+            shared: &shared,
+            nodes: &nodes.all.clone(),
+        };
+        let length = Duration::from_secs(arguments.seconds);
+        disturb(&mut world, &mut nodes, (begun, length), &mut findings).await?;
+    }
+    findings
+        .recovered(&mut nodes.containers, RECOVER_WITHIN)
+        .await;
+    for task in load {
+        task.abort();
+    }
+    findings.left = end_nodes(&mut nodes, begun, &mut findings).await?;
+    findings.rested = come_to_rest(&mut replicas, begun, &mut findings).await?;
+    let at_rest = replicas.iter().map(|replica| replica.sample(begun));
+    findings.after.splice(0..0, at_rest);
+    findings.gauges_after = replicas[0].gauges().await?;
+    for replica in &replicas {
+        findings.panics += replica.panics()?;
+    }
+    for node in &nodes.all {
+        findings.panics += node.panics()?;
+    }
+    findings.leases = held_leases(&s3);
+    findings.open_uploads = s3.open_uploads();
+    describe(&mut report, arguments);
+    findings.report(&mut report, &shared, &replicas);
+    if !report.is_sound() {
+        // The logs are worth more than a clean machine.
+        report.note(format!("logs are kept in {}", folder.keep().display()));
+    }
+    Ok(report)
+}
+
+/// Counts the leases on layers that have not expired: those of killed replicas have, and a sweep deletes them
+/// some day.
+fn held_leases(s3: &S3) -> usize {
+    let prefix = format!("{PREFIX}/leases/layer");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.map_or(0, |since| since.as_millis());
+    let is_held = |key: &String| {
+        let claim = s3.object(key)?;
+        let claim: serde_json::Value = serde_json::from_slice(&claim).ok()?;
+        Some(u128::from(claim["expires"].as_u64()?) > now)
+    };
+    let keys = s3.keys();
+    let leases = keys.iter().filter(|key| key.starts_with(&prefix));
+    leases.filter(|key| is_held(key).unwrap_or(true)).count()
+}
+
+fn describe(report: &mut Report, arguments: &Arguments) {
+    report.note(format!(
+        "{} s of load: {PULLERS} pulling clients, {RANGE_CLIENTS} asking for ranges, {ABUSERS} abusive; upstreams: {} \
+         images honest, {} each trickling, lying, cutting, silent; bucket and upstreams are in the process of the load",
+        arguments.seconds,
+        arguments.images,
+        arguments.images.div_ceil(8),
+    ));
+    if arguments.nodes > 0 {
+        report.note(format!(
+            "{} nodes, each with containerd, an agent with a cache of 24 MiB, {LASTING} containers that read their files \
+             again and again while pages are dropped, and containers of {CHURNED} other images, one after the other; node \
+             2 in a network namespace, its agent's root on a file system of 512 MiB",
+            arguments.nodes
+        ));
+    }
+}
+
+async fn upstreams(arguments: &Arguments) -> anyhow::Result<Vec<Upstream>> {
     let mut upstreams = Vec::new();
     for behaviour in Behaviour::ALL {
         // The honest upstream has most of the images, because the well-behaved clients pull mostly
@@ -96,147 +223,93 @@ async fn soak(arguments: &Arguments) -> anyhow::Result<Report> {
         };
         upstreams.push(Upstream::start(behaviour, count, arguments.layer).await?);
     }
-    let settings = Settings {
-        executable: &arguments.starlift,
-        upstreams: &upstreams,
-        s3: &s3.endpoint,
-        bucket: s3::BUCKET,
-        folder: folder.path(),
-    };
-    let mut replicas = Vec::new();
-    for number in 0..REPLICAS {
-        replicas.push(Replica::start(number, &settings).await?);
-    }
-    let begun = Instant::now();
-    let before: Vec<Sample> = replicas
-        .iter()
-        .filter_map(|replica| replica.sample(begun))
-        .collect();
-    let gauges_before = replicas[0].gauges().await?;
-    let shared = Shared::new(
-        replicas.iter().map(|replica| replica.address).collect(),
-        upstreams,
-    );
-    let load = start_load(&shared)?;
-    let mut seen = Seen {
-        samples: vec![Vec::new(); REPLICAS],
-        ..Seen::default()
-    };
-    disturb(
-        &mut replicas,
-        &s3,
-        begun,
-        Duration::from_secs(arguments.seconds),
-        &mut seen,
-    )
-    .await?;
-    for task in load {
-        task.abort();
-    }
-    let rested = come_to_rest(&mut replicas, begun, &mut seen).await?;
-    let after: Vec<Sample> = replicas
-        .iter()
-        .filter_map(|replica| replica.sample(begun))
-        .collect();
-    let gauges_after = replicas[0].gauges().await?;
-    let panics = replicas
-        .iter()
-        .map(Replica::panics)
-        .sum::<anyhow::Result<usize>>()?;
-
-    report.note(format!(
-        "{} s of load: {PULLERS} pulling clients, {RANGE_CLIENTS} asking for ranges, {ABUSERS} abusive; {} kills; the store \
-         fails for {} of every {} s; upstreams: {} images honest, {} each trickling, lying, cutting, silent",
-        arguments.seconds,
-        seen.kills.len(),
-        STORE_FAILS_FOR.as_secs(),
-        (STORE_FAILS_FOR + STORE_WORKS_FOR).as_secs(),
-        arguments.images,
-        arguments.images.div_ceil(8),
-    ));
-    let rest = rested.map_or_else(
-        || "not at rest".to_owned(),
-        |seconds| format!("at rest {seconds:.0} s after the load"),
-    );
-    report.note(format!("{rest}; panics in the logs: {panics}"));
-    report.table(
-        "Requests",
-        &["client", "outcome", "count"],
-        shared.tally.rows(),
-    );
-    report.table(
-        "Replicas",
-        &["replica", "kills", "", "before", "peak", "at rest"],
-        rows(&replicas, &before, &seen, &after),
-    );
-    report.table(
-        "Gauges of replica 1, never killed",
-        &["gauge", "before", "at rest"],
-        gauges(&gauges_before, &gauges_after),
-    );
-    for (title, unit, value) in [
-        (
-            "Resident memory",
-            "MiB",
-            (|sample| sample.memory_mib) as Figure,
-        ),
-        ("Open descriptors", "descriptors", |sample| {
-            sample.descriptors
-        }),
-    ] {
-        report.plot(lines(title, unit, value, &seen));
-    }
-    let failures = failures(&shared, &seen, panics, rested, (&before, &after));
-    failures
-        .into_iter()
-        .for_each(|failure| report.fail(failure));
-    Ok(report)
+    Ok(upstreams)
 }
 
-/// Returns the violated invariants.
-fn failures(
-    shared: &Shared,
-    seen: &Seen,
-    panics: usize,
-    rested: Option<f64>,
-    (before, after): (&[Sample], &[Sample]),
-) -> Vec<String> {
-    let mut failures: Vec<String> = shared
-        .tally
-        .wrong()
-        .into_iter()
-        .map(|wrong| format!("wrong: {wrong}"))
-        .collect();
-    failures.extend(
-        seen.crashes
-            .iter()
-            .map(|crash| format!("ended by itself: {crash}")),
-    );
-    if panics > 0 {
-        failures.push(format!("{panics} panics in the logs"));
+async fn start_nodes(
+    arguments: &Arguments,
+    replicas: &[SocketAddr],
+    honest: &Upstream,
+    tally: &Arc<Tally>,
+    place: &Path,
+) -> anyhow::Result<Nodes> {
+    let (stop, stopped) = watch::channel(false);
+    let mut nodes = Nodes {
+        all: Vec::new(),
+        containers: Vec::new(),
+        churning: Vec::new(),
+        dropping: Vec::new(),
+        stop,
+        _fronts: Vec::new(),
+    };
+    for number in 1..=arguments.nodes {
+        let place = place.join(format!("node-{number}"));
+        fs::create_dir(&place)?;
+        let is_second = number == 2;
+        let network = is_second.then(Network::new).transpose()?;
+        let disk = is_second.then(|| Disk::new(&place)).transpose()?;
+        let host = network
+            .as_ref()
+            .map_or(Ipv4Addr::LOCALHOST.into(), Network::host);
+        let front = Front::start(SocketAddr::new(host, 0), replicas.to_vec()).await?;
+        let of = (number, front.address.to_string());
+        let node = Node::start(of, &arguments.starlift, &place, (network, disk)).await?;
+        let node = Arc::new(node);
+        let lasting = &honest.images[..LASTING];
+        let mut ids = Vec::new();
+        for image in lasting {
+            let container = Container::start(&node, image).await?;
+            ids.push((container.id().to_owned(), image.files.clone()));
+            nodes.containers.push((Arc::clone(&node), container));
+        }
+        let dropping = containers::drop_pages(Arc::clone(&node), ids);
+        nodes.dropping.push(tokio::spawn(dropping));
+        let churned = honest.images[LASTING..LASTING + CHURNED].to_vec();
+        let (node_again, tally) = (Arc::clone(&node), Arc::clone(tally));
+        let churning = containers::churn(node_again, churned, tally, stopped.clone());
+        nodes.churning.push(tokio::spawn(churning));
+        nodes.all.push(node);
+        nodes._fronts.push(front);
     }
-    if shared.tally.total("converted image, verified") == 0 {
-        failures.push("no image was converted".to_owned());
+    Ok(nodes)
+}
+
+/// Ends the containers and the nodes. Returns what is left of them.
+async fn end_nodes(
+    nodes: &mut Nodes,
+    begun: Instant,
+    findings: &mut Findings,
+) -> anyhow::Result<Vec<String>> {
+    let mut left = Vec::new();
+    nodes.stop.send_replace(true);
+    for task in nodes.dropping.drain(..) {
+        task.abort();
     }
-    if rested.is_none() {
-        failures.push(format!(
-            "not idle {} s after the load",
-            REST_WITHIN.as_secs()
-        ));
-    }
-    for (start, end) in before.iter().zip(after) {
-        if end.descriptors > start.descriptors + KEPT_DESCRIPTORS {
-            failures.push(format!(
-                "{} descriptors when idle, {} before",
-                end.descriptors, start.descriptors
-            ));
+    for task in nodes.churning.drain(..) {
+        if tokio::time::timeout(CHURN_ENDS_WITHIN, task).await.is_err() {
+            left.push("a start of a container does not end".to_owned());
         }
     }
-    failures
+    for (node, container) in &mut nodes.containers {
+        findings.container(container);
+        if let Err(error) = container.end(node).await {
+            left.push(format!("{}: {error:#}", container.name));
+        }
+    }
+    for node in &nodes.all {
+        findings.after.push(node.sample(begun));
+        let of_node = node.end().await?;
+        left.extend(
+            of_node
+                .into_iter()
+                .map(|what| format!("node {}: {what}", node.number)),
+        );
+    }
+    Ok(left)
 }
 
 /// Starts all clients, each in a task that runs until it is aborted.
-fn start_load(shared: &Arc<Shared>) -> anyhow::Result<Vec<tokio::task::JoinHandle<()>>> {
+fn start_load(shared: &Arc<Shared>) -> anyhow::Result<Vec<JoinHandle<()>>> {
     let mut tasks = Vec::new();
     for number in 0..PULLERS {
         let (shared, client, mut random) = (
@@ -246,9 +319,10 @@ fn start_load(shared: &Arc<Shared>) -> anyhow::Result<Vec<tokio::task::JoinHandl
         );
         tasks.push(tokio::spawn(async move {
             loop {
+                let since = Instant::now();
                 let outcome = shared.pull(&client, &mut random).await;
+                shared.tally.count("pull", since, &outcome);
                 pause_after(&outcome).await;
-                shared.tally.count("pull", outcome);
             }
         }));
     }
@@ -260,9 +334,10 @@ fn start_load(shared: &Arc<Shared>) -> anyhow::Result<Vec<tokio::task::JoinHandl
         );
         tasks.push(tokio::spawn(async move {
             loop {
+                let since = Instant::now();
                 let outcome = shared.ranges(&client, &mut random).await;
+                shared.tally.count("ranges", since, &outcome);
                 pause_after(&outcome).await;
-                shared.tally.count("ranges", outcome);
             }
         }));
     }
@@ -288,82 +363,63 @@ async fn pause_after(outcome: &Outcome) {
     tokio::time::sleep(Duration::from_millis(pause)).await;
 }
 
-/// Alternates between killing replicas and breaking the store until the time is over; takes samples
-/// meanwhile.
+/// Brings one fault after the other until the time is over; takes samples meanwhile.
 async fn disturb(
-    replicas: &mut [Replica],
-    s3: &S3,
-    begun: Instant,
-    length: Duration,
-    seen: &mut Seen,
+    world: &mut World<'_>,
+    nodes: &mut Nodes,
+    (begun, length): (Instant, Duration),
+    findings: &mut Findings,
 ) -> anyhow::Result<()> {
-    let mut random = Random::new(7);
-    let (mut next_kill, mut away) = (KILL_EVERY, None);
-    let mut store_turn = STORE_WORKS_FOR;
-    let mut store_fails = false;
+    let mut schedule = Schedule::new(!nodes.all.is_empty());
+    let mut revived = Instant::now();
     while begun.elapsed() < length {
         tokio::time::sleep(SAMPLE_EVERY).await;
-        sample(replicas, begun, seen);
-        let now = begun.elapsed();
-        if now >= store_turn {
-            store_fails = !store_fails;
-            store_turn = now
-                + if store_fails {
-                    STORE_FAILS_FOR
-                } else {
-                    STORE_WORKS_FOR
-                };
-            if store_fails {
-                s3.fail(|asked| fault(asked.number))
-            } else {
-                s3.fail(|_| Fault::None)
+        sample(world.replicas, nodes, begun, findings);
+        if let Some(fault) = schedule.step(world).await? {
+            findings.faults.push((begun.elapsed().as_secs_f64(), fault));
+        }
+        if revived.elapsed() > REVIVE_EVERY {
+            revived = Instant::now();
+            for (node, container) in &mut nodes.containers {
+                // A node whose registry is away cannot start it; the next turn tries again.
+                let _later = container.revive(node).await;
             }
         }
-        match away {
-            Some((victim, until)) if now >= until && !store_fails => {
-                let replica: &mut Replica = &mut replicas[victim];
-                replica.restart().await?;
-                away = None;
-            }
-            None if now >= next_kill && !store_fails => {
-                let victim = 1 + random.index(REPLICAS - 1);
-                replicas[victim].kill().await?;
-                seen.kills.push((now.as_secs_f64(), victim));
-                away = Some((victim, now + AWAY_FOR));
-                next_kill = now + KILL_EVERY;
-            }
-            _ => {}
-        }
     }
-    s3.fail(|_| Fault::None);
-    if let Some((victim, _)) = away {
-        replicas[victim].restart().await?;
-    }
-    Ok(())
+    schedule.end(world).await
 }
 
-/// Makes every third request to the store fail, each time in another way.
-fn fault(number: usize) -> Fault {
-    match number % 12 {
-        0 => Fault::SlowDown,
-        3 => Fault::LoseAnswer,
-        6 => Fault::CutBody(100),
-        9 => Fault::Silence,
-        _ => Fault::None,
-    }
+fn sample_all(replicas: &[Replica], nodes: &Nodes, begun: Instant) -> Vec<Option<Sample>> {
+    let replicas = replicas.iter().map(|replica| replica.sample(begun));
+    let agents = nodes.all.iter().map(|node| node.sample(begun));
+    replicas.chain(agents).collect()
 }
 
-fn sample(replicas: &mut [Replica], begun: Instant, seen: &mut Seen) {
+fn sample(replicas: &mut [Replica], nodes: &mut Nodes, begun: Instant, findings: &mut Findings) {
+    let at = begun.elapsed().as_secs_f64();
+    for (number, sample) in sample_all(replicas, nodes, begun).into_iter().enumerate() {
+        findings.samples[number].extend(sample);
+    }
     for (number, replica) in replicas.iter_mut().enumerate() {
-        seen.samples[number].extend(replica.sample(begun));
         if replica.has_crashed() {
-            seen.crashes.push(format!(
-                "replica {} after {:.0} s",
-                number + 1,
-                begun.elapsed().as_secs_f64()
-            ));
+            findings.crash(format!("replica {}", number + 1), at);
         }
     }
+    for node in &nodes.all {
+        if node.has_crashed() {
+            findings.crash(format!("agent or containerd of node {}", node.number), at);
+        }
+    }
+    let mut sum = |node: usize| {
+        let ours = nodes
+            .containers
+            .iter_mut()
+            .filter(|(of, _)| of.number == node);
+        let looks = ours.map(|(_, container)| container.look());
+        looks.fold(Checked::default(), Checked::plus)
+    };
+    let sums = vec![sum(1), sum(2)];
+    findings.checked.push((at, sums));
 }
 
 /// Waits until every replica is idle, then until idle connections are closed. Returns the seconds
@@ -371,13 +427,12 @@ fn sample(replicas: &mut [Replica], begun: Instant, seen: &mut Seen) {
 async fn come_to_rest(
     replicas: &mut [Replica],
     begun: Instant,
-    seen: &mut Seen,
+    findings: &mut Findings,
 ) -> anyhow::Result<Option<f64>> {
     let since = Instant::now();
     let mut rested = None;
     while since.elapsed() < REST_WITHIN {
         tokio::time::sleep(SAMPLE_EVERY).await;
-        sample(replicas, begun, seen);
         let mut at_rest = true;
         for replica in replicas.iter() {
             let gauges = replica.gauges().await?;
@@ -390,78 +445,22 @@ async fn come_to_rest(
             break;
         }
     }
-    // Timers close the idle connections to upstreams and the store.
-    for _ in 0..100 {
+    let until = Instant::now() + REST;
+    while Instant::now() < until {
         tokio::time::sleep(SAMPLE_EVERY).await;
-        sample(replicas, begun, seen);
+        for (number, replica) in replicas.iter_mut().enumerate() {
+            findings.samples[number].extend(replica.sample(begun));
+            if replica.has_crashed() {
+                let at = begun.elapsed().as_secs_f64();
+                findings.crash(format!("replica {}", number + 1), at);
+            }
+        }
     }
     Ok(rested)
 }
 
-fn rows(
-    replicas: &[Replica],
-    before: &[Sample],
-    seen: &Seen,
-    after: &[Sample],
-) -> Vec<Vec<String>> {
-    let figures: [(&str, Figure); 3] = [
-        ("resident memory, MiB", |sample| sample.memory_mib),
-        ("descriptors", |sample| sample.descriptors),
-        ("threads", |sample| sample.threads),
-    ];
-    let mut rows = Vec::new();
-    for (number, replica) in replicas.iter().enumerate() {
-        for (name, value) in figures {
-            let peak = seen.samples[number].iter().map(value).fold(0.0, f64::max);
-            let show = |sample: Option<&Sample>| {
-                sample.map_or_else(|| "–".to_owned(), |sample| format!("{:.0}", value(sample)))
-            };
-            rows.push(vec![
-                (number + 1).to_string(),
-                replica.kills.to_string(),
-                name.to_owned(),
-                show(before.get(number)),
-                format!("{peak:.0}"),
-                show(after.get(number)),
-            ]);
-        }
-    }
-    rows
-}
-
-fn gauges(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) -> Vec<Vec<String>> {
-    let show = |value: Option<&f64>| value.map_or_else(|| "–".to_owned(), f64::to_string);
-    let names = after
-        .keys()
-        .filter(|name| !name.starts_with("starlift_agent"));
-    names
-        .map(|name| {
-            vec![
-                format!("`{name}`"),
-                show(before.get(name)),
-                show(after.get(name)),
-            ]
-        })
-        .collect()
-}
-
-fn lines(title: &str, unit: &'static str, value: Figure, seen: &Seen) -> Plot {
-    let curves = seen
-        .samples
-        .iter()
-        .enumerate()
-        .map(|(number, samples)| Curve {
-            label: format!("replica {}", number + 1),
-            points: samples
-                .iter()
-                .map(|sample| (sample.at, value(sample)))
-                .collect(),
-        });
-    Plot::Lines(Lines {
-        title: format!("{title} (dashed: a replica is killed)"),
-        x: "seconds",
-        y: unit,
-        curves: curves.collect(),
-        marks: seen.kills.iter().map(|(at, _)| *at).collect(),
-    })
+/// The marks of faults in a plot.
+fn marks(faults: &[(f64, Fault)]) -> Vec<(f64, String)> {
+    let mark = |(at, fault): &(f64, Fault)| (*at, fault.letter().to_owned());
+    faults.iter().map(mark).collect()
 }

@@ -10,7 +10,7 @@ use std::time::Instant;
 use anyhow::{Context as _, ensure};
 use tokio::process::{Child, Command};
 
-use crate::harness::free_address;
+use crate::harness::{cpu_with_ended_children, free_address};
 use crate::soak::upstream::Upstream;
 use crate::support::eventually::eventually_async;
 
@@ -35,14 +35,43 @@ pub(crate) struct Sample {
     pub(crate) threads: f64,
 }
 
+impl Sample {
+    /// Looks at a process.
+    pub(crate) fn of(pid: u32, begun: Instant) -> Option<Self> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            line.split_whitespace().next()?.parse::<f64>().ok()
+        };
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
+        Some(Self {
+            at: begun.elapsed().as_secs_f64(),
+            memory_mib: field("VmRSS:")? / 1024.0,
+            descriptors: crate::figures::float(descriptors as u64),
+            threads: field("Threads:")?,
+        })
+    }
+}
+
 /// The settings that all replicas share.
 #[derive(Debug)]
 pub(crate) struct Settings<'s> {
     pub(crate) executable: &'s Path,
     pub(crate) upstreams: &'s [Upstream],
-    pub(crate) s3: &'s str,
-    pub(crate) bucket: &'s str,
+    /// Lines of `[serve]`.
+    pub(crate) serve: &'s str,
+    /// Lines of `[store]`.
+    pub(crate) store: &'s str,
+    /// The folder of configuration files and logs.
     pub(crate) folder: &'s Path,
+}
+
+/// Returns the lines of `[store]` for a prefix in an S3.
+pub(crate) fn in_bucket(s3: &str, bucket: &str, prefix: &str) -> String {
+    format!(
+        "location = \"s3://{bucket}/{prefix}\"\nendpoint = \"{s3}\"\nregion = \"us-east-1\"\n\
+         allow_http = true\naccess_key_id = \"key\"\nsecret_access_key = \"secret\"\n"
+    )
 }
 
 impl Replica {
@@ -116,28 +145,31 @@ impl Replica {
     }
 
     pub(crate) fn sample(&self, begun: Instant) -> Option<Sample> {
+        Sample::of(self.child.as_ref()?.id()?, begun)
+    }
+
+    /// Returns the processor seconds that the process and its ended children have used, if it runs.
+    pub(crate) fn cpu(&self) -> Option<f64> {
         let pid = self.child.as_ref()?.id()?;
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            line.split_whitespace().next()?.parse::<f64>().ok()
-        };
-        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
-        Some(Sample {
-            at: begun.elapsed().as_secs_f64(),
-            memory_mib: field("VmRSS:")? / 1024.0,
-            descriptors: crate::figures::float(descriptors as u64),
-            threads: field("Threads:")?,
-        })
+        cpu_with_ended_children(&pid.to_string()).ok()
+    }
+
+    /// Returns the sum of the counters and gauges whose name and labels begin with `beginning`.
+    pub(crate) async fn metric(&self, beginning: &str) -> anyhow::Result<f64> {
+        let text = self.metrics().await?;
+        let lines = text.lines().filter(|line| line.starts_with(beginning));
+        let values = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        Ok(values.sum())
+    }
+
+    async fn metrics(&self) -> anyhow::Result<String> {
+        let answer = reqwest::get(format!("http://{}/metrics", self.address)).await?;
+        Ok(answer.error_for_status()?.text().await?)
     }
 
     /// Returns every gauge of `/metrics` by name and labels.
     pub(crate) async fn gauges(&self) -> anyhow::Result<BTreeMap<String, f64>> {
-        let text = reqwest::get(format!("http://{}/metrics", self.address))
-            .await?
-            .error_for_status()?
-            .text()
-            .await?;
+        let text = self.metrics().await?;
         let names: Vec<&str> = text
             .lines()
             .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" gauge"))
@@ -170,12 +202,10 @@ fn configuration(address: SocketAddr, settings: &Settings<'_>) -> String {
             upstream.address
         )
     });
-    let Settings { s3, bucket, .. } = settings;
     format!(
-        "[serve]\nlisten = \"{address}\"\nwait = \"2s\"\nsweep_interval = \"20s\"\n\
-         [store]\nlocation = \"s3://{bucket}/soak\"\nendpoint = \"{s3}\"\nregion = \"us-east-1\"\nallow_http = true\n\
-         access_key_id = \"key\"\nsecret_access_key = \"secret\"\n\
-         [log]\nfilter = \"warn\"\n{}",
+        "[serve]\nlisten = \"{address}\"\n{}[store]\n{}[log]\nfilter = \"warn\"\n{}",
+        settings.serve,
+        settings.store,
         upstreams.collect::<String>()
     )
 }

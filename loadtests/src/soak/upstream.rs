@@ -3,7 +3,7 @@
 //! All hold the same kind of random images. The registry's behaviour decides for each request how
 //! the answer is spoiled. Manifests are always right, so that a server gets as far as the blobs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use axum::http::{HeaderMap, Method, Response, StatusCode, header};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use futures::StreamExt as _;
+use parking_lot::Mutex;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
@@ -26,6 +27,8 @@ use crate::support::image::Random;
 pub(crate) const REPOSITORY: &str = "app";
 /// The number of bytes that a trickling registry sends at a time, and the pause between.
 const TRICKLE: (usize, Duration) = (16, Duration::from_secs(1));
+/// The pause before each answer of a slow registry.
+const SLOW: Duration = Duration::from_secs(2);
 /// A cut answer ends after the first 1/`CUT` of its body.
 const CUT: usize = 2;
 
@@ -72,6 +75,28 @@ pub(crate) struct Image {
     pub(crate) diff_ids: Vec<String>,
     /// The digests of the source layers.
     pub(crate) layers: Vec<String>,
+    /// SHA-256 of each file's content as a container sees it, in hex, by its path.
+    pub(crate) files: BTreeMap<String, String>,
+}
+
+/// A generated layer.
+#[derive(Debug, Clone)]
+struct Layer {
+    bytes: Bytes,
+    /// SHA-256 of the tar, in hex.
+    diff_id: String,
+    files: BTreeMap<String, String>,
+}
+
+/// How a registry that is honest otherwise answers for a while.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    #[default]
+    None,
+    /// Every answer is 503.
+    Away,
+    /// Every answer comes after a pause.
+    Slow,
 }
 
 #[derive(Debug)]
@@ -85,6 +110,7 @@ pub(crate) struct Upstream {
 #[derive(Debug)]
 struct Contents {
     behaviour: Behaviour,
+    trouble: Mutex<Trouble>,
     blobs: HashMap<String, Bytes>,
     manifests: HashMap<String, Bytes>,
 }
@@ -100,6 +126,7 @@ impl Upstream {
         let mut random = Random::new(behaviour as u64 + 1);
         let mut contents = Contents {
             behaviour,
+            trouble: Mutex::default(),
             blobs: HashMap::new(),
             manifests: HashMap::new(),
         };
@@ -129,6 +156,11 @@ impl Upstream {
         })
     }
 
+    /// Changes how the registry answers from now on.
+    pub(crate) fn trouble(&self, trouble: Trouble) {
+        *self.contents.trouble.lock() = trouble;
+    }
+
     /// Returns the right bytes of a blob.
     pub(crate) fn blob(&self, digest: &str) -> Option<&Bytes> {
         self.contents.blobs.get(digest)
@@ -136,9 +168,9 @@ impl Upstream {
 }
 
 impl Contents {
-    /// Stores an image of these layers, each given as compressed bytes and the digest of its tar.
-    fn add(&mut self, number: usize, layers: &[(Bytes, String)]) -> Image {
-        let diff_ids: Vec<String> = layers.iter().map(|(_, diff_id)| diff_id.clone()).collect();
+    /// Stores an image of these layers, bottom first.
+    fn add(&mut self, number: usize, layers: &[Layer]) -> Image {
+        let diff_ids: Vec<String> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
         let config = json!({
             "architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/sh"]},
             "rootfs": {"type": "layers", "diff_ids": diff_ids.iter().map(|id| format!("sha256:{id}")).collect::<Vec<_>>()},
@@ -149,10 +181,10 @@ impl Contents {
         let manifest = json!({
             "schemaVersion": 2, "mediaType": MANIFEST_TYPE,
             "config": describe("application/vnd.oci.image.config.v1+json", &config),
-            "layers": layers.iter().map(|(bytes, _)| describe("application/vnd.oci.image.layer.v1.tar+gzip", bytes)).collect::<Vec<_>>(),
+            "layers": layers.iter().map(|layer| describe("application/vnd.oci.image.layer.v1.tar+gzip", &layer.bytes)).collect::<Vec<_>>(),
         });
         let manifest = Bytes::from(manifest.to_string());
-        for bytes in layers.iter().map(|(bytes, _)| bytes).chain([&config]) {
+        for bytes in layers.iter().map(|layer| &layer.bytes).chain([&config]) {
             self.blobs.insert(digest(bytes), bytes.clone());
         }
         let tag = format!("v{number}");
@@ -161,7 +193,11 @@ impl Contents {
         Image {
             tag,
             diff_ids,
-            layers: layers.iter().map(|(bytes, _)| digest(bytes)).collect(),
+            layers: layers.iter().map(|layer| digest(&layer.bytes)).collect(),
+            files: layers
+                .iter()
+                .flat_map(|layer| layer.files.clone())
+                .collect(),
         }
     }
 }
@@ -170,8 +206,9 @@ pub(crate) fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
-/// Returns a random layer, compressed with gzip, and the digest of its tar.
-fn layer(random: &mut Random, largest: usize) -> anyhow::Result<(Bytes, String)> {
+/// Returns a random layer, compressed with gzip.
+fn layer(random: &mut Random, largest: usize) -> anyhow::Result<Layer> {
+    let mut files = BTreeMap::new();
     let mut tar = tar::Builder::new(Vec::new());
     let mut left = largest / 8 + random.index(largest);
     let mut number = 0;
@@ -184,21 +221,29 @@ fn layer(random: &mut Random, largest: usize) -> anyhow::Result<(Bytes, String)>
         entry.set_size(size as u64);
         entry.set_mode(0o644);
         entry.set_cksum();
-        tar.append_data(
-            &mut entry,
-            format!("usr/share/{number}"),
-            content.as_slice(),
-        )?;
+        let path = format!("usr/share/{number}");
+        tar.append_data(&mut entry, &path, content.as_slice())?;
+        files.insert(path, hex::encode(Sha256::digest(&content)));
         left -= size;
         number += 1;
     }
     let tar = tar.into_inner()?;
     let mut gzip = GzEncoder::new(Vec::new(), Compression::new(4));
     gzip.write_all(&tar)?;
-    Ok((gzip.finish()?.into(), hex::encode(Sha256::digest(&tar))))
+    Ok(Layer {
+        bytes: gzip.finish()?.into(),
+        diff_id: hex::encode(Sha256::digest(&tar)),
+        files,
+    })
 }
 
 async fn answer(State(contents): State<Arc<Contents>>, request: Request) -> Response<Body> {
+    let trouble = *contents.trouble.lock();
+    match trouble {
+        Trouble::None => {}
+        Trouble::Away => return plain(StatusCode::SERVICE_UNAVAILABLE),
+        Trouble::Slow => tokio::time::sleep(SLOW).await,
+    }
     let path = request.uri().path().to_owned();
     let Some((kind, reference)) = path
         .strip_prefix(&format!("/v2/{REPOSITORY}/"))

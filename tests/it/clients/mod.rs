@@ -16,6 +16,7 @@ mod profiles;
 mod provenance;
 mod pulls;
 mod ranges;
+mod redirects;
 mod reference;
 mod registry_clients;
 mod rpull;

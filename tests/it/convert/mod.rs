@@ -12,5 +12,6 @@ mod indexes;
 mod once;
 mod pass_through;
 pub(crate) mod predictions;
+mod replicas;
 mod slow;
 mod tocs;

@@ -5,6 +5,7 @@ use std::process::{Output, Stdio};
 
 use serde_json::Value;
 use starlift::config::Config;
+use starlift::telemetry::metrics::TABLE;
 
 use super::sources::top;
 use crate::support::place::Place;
@@ -118,6 +119,13 @@ fn the_chart_of_the_server_renders_objects_of_kubernetes() {
             "ServiceMonitor"
         ]
     );
+    let scaled = only(&objects, "HorizontalPodAutoscaler");
+    let metrics = scaled["spec"]["metrics"].as_array().unwrap().iter();
+    let named = metrics.filter_map(|metric| metric["pods"]["metric"]["name"].as_str());
+    let named: Vec<_> = named.collect();
+    assert_eq!(named, ["starlift_conversions_running"]);
+    let gauge = TABLE.iter().find(|metric| metric.name == named[0]);
+    assert_eq!(gauge.unwrap().kind, "gauge");
     let deployment = only(&objects, "Deployment");
     let pod = &deployment["spec"]["template"];
     let labels = &pod["metadata"]["labels"];

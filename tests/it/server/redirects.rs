@@ -67,3 +67,48 @@ async fn blobs_that_the_bucket_lacks_are_not_redirected() {
     let manifest = stage.get("/v2/local/app/manifests/v1").await;
     assert_eq!(manifest.status, 200, "manifests are never redirected");
 }
+
+#[tokio::test]
+async fn no_signed_url_is_given_for_a_layer_that_the_client_may_not_read() {
+    let bucket = S3::start().await;
+    let stage = stage(&bucket).await;
+    stage.push_app();
+    let converted = stage.get("/v2/local/app/manifests/v1").await.json();
+    let layer = converted["layers"][0]["digest"].as_str().unwrap();
+    let own = stage.get(&format!("/v2/local/app/blobs/{layer}")).await;
+    assert_eq!(own.status, 307);
+    // The upstream has never shown that this repository holds the layer.
+    for headers in [&[][..], &[("range", "bytes=0-9")]] {
+        let path = format!("/v2/local/other/blobs/{layer}");
+        let answer = stage.ask(Method::GET, &path, headers).await;
+        assert!(matches!(answer.status, 403 | 404), "{}", answer.status);
+        assert_eq!(answer.header("location"), "");
+    }
+}
+
+#[tokio::test]
+async fn a_signed_url_is_for_one_object_and_for_reading() {
+    let bucket = S3::start().await;
+    let stage = stage(&bucket).await;
+    stage.push_app();
+    let converted = stage.get("/v2/local/app/manifests/v1").await.json();
+    let layer = converted["layers"][0]["digest"].as_str().unwrap();
+    let answer = stage.get(&format!("/v2/local/app/blobs/{layer}")).await;
+    let url = reqwest::Url::parse(answer.header("location")).unwrap();
+    let query: std::collections::HashMap<_, _> = url.query_pairs().into_owned().collect();
+    assert_eq!(query["X-Amz-Expires"], "900");
+    assert_eq!(
+        query["X-Amz-SignedHeaders"], "host",
+        "clients may add a range, and nothing else counts"
+    );
+    assert!(!url.as_str().contains("secret"), "{url}");
+    assert!(
+        bucket.object(&url.path()["/images/".len()..]).is_some(),
+        "{url}"
+    );
+    assert_eq!(
+        answer.header("cache-control"),
+        "",
+        "nobody keeps the redirect"
+    );
+}

@@ -13,12 +13,12 @@ use crate::support::starlift::Starlift;
 
 const LAYERS: usize = 3;
 
-fn start(place: &Place, moto: &Moto, registry: &Registry) -> Starlift {
+fn start(place: &Place, moto: &Moto, registry: &Registry, wait: &str) -> Starlift {
     let endpoint = &moto.endpoint;
     let upstream = format!("local={}", registry.url());
     let flags = [
         "--wait",
-        "25s",
+        wait,
         "--upstream",
         &upstream,
         "--store",
@@ -66,8 +66,8 @@ async fn two_servers_over_one_bucket_convert_each_layer_once() {
             .gate(&gate);
     }
     let servers = [
-        start(&place, &moto, &registry),
-        start(&place, &moto, &registry),
+        start(&place, &moto, &registry, "25s"),
+        start(&place, &moto, &registry, "25s"),
     ];
     let pulls = servers.each_ref().map(|server| {
         let url = server.url("/v2/local/app/manifests/v1");
@@ -113,4 +113,53 @@ async fn two_servers_over_one_bucket_convert_each_layer_once() {
         .iter()
         .map(|server| metric(server, r#"starlift_layers_total{outcome="converted"}"#));
     assert_eq!(converted.sum::<usize>(), LAYERS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_serves_the_source_image_while_another_converts_it() {
+    let Some(place) = Place::with(&["curl"]) else {
+        return;
+    };
+    let Some(moto) = Moto::start().await else {
+        return;
+    };
+    let registry = Registry::start().await;
+    let image = ImageBuilder::new(2).layers(1).build();
+    registry.push("app", "v1", &image);
+    let layer = &image.layers()[0];
+    let source = Digest::sha256_of(layer);
+    let gate = Gate::new();
+    // Half of the layer has arrived at the first server, which holds the lease.
+    registry
+        .on(&format!("/blobs/{source}"))
+        .times(1)
+        .gate_after(&gate, layer.len() / 2);
+    let converting = start(&place, &moto, &registry, "25s");
+    let manifest = "/v2/local/app/manifests/v1";
+    let url = converting.url(manifest);
+    let pull = tokio::task::spawn_blocking(move || fetch(&url).expect("a manifest"));
+    gate.reached(1).await;
+    let waiting = start(&place, &moto, &registry, "1s");
+    assert_eq!(fetch(&waiting.url(manifest)).unwrap(), image.bytes);
+    // A client of the source image reads its layer, in parts and whole, from the upstream.
+    let blob = waiting.url(&format!("/v2/local/app/blobs/{source}"));
+    assert_eq!(fetch_range(&blob, "2-9").unwrap(), layer[2..10]);
+    assert_eq!(fetch(&blob).unwrap(), layer.to_vec());
+    assert_eq!(
+        metric(&waiting, r#"starlift_layers_total{outcome="converted"}"#),
+        0
+    );
+    gate.open();
+    let converted = pull.await.unwrap();
+    assert_ne!(converted, image.bytes);
+    // The record is read at each pull: nothing has to be noticed first.
+    assert_eq!(fetch(&waiting.url(manifest)).unwrap(), converted);
+}
+
+fn fetch_range(url: &str, range: &str) -> Option<Vec<u8>> {
+    let output = std::process::Command::new("curl")
+        .args(["-sf", "--max-time", "30", "-r", range, url])
+        .output()
+        .unwrap();
+    output.status.success().then_some(output.stdout)
 }

@@ -35,6 +35,30 @@ async fn the_source_image_is_served_during_the_conversion_and_the_converted_imag
 }
 
 #[tokio::test]
+async fn a_pull_whose_wait_is_over_looks_once_more_for_the_record() {
+    let stage = Stage::with(|config| config.wait = Duration::from_millis(20)).await;
+    let image = stage.push_app();
+    let gate = Gate::new();
+    stage
+        .registry
+        .on("/manifests/")
+        .method("GET")
+        .times(1)
+        .gate(&gate);
+    let waiting = tokio::spawn(stage.request(Method::GET, PATH).send());
+    gate.reached(1).await;
+    let patient = stage.another(|config| config.wait = PATIENT).await;
+    let converted = stage.ask_at(&patient, Method::GET, PATH, &[]).await;
+    assert_ne!(converted.digest(), image.digest().to_string());
+    gate.open();
+    let answer = waiting.await.unwrap().unwrap();
+    assert_eq!(
+        answer.headers()["docker-content-digest"],
+        converted.digest()
+    );
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_does_not_stop_the_conversion() {
     let stage = Stage::new().await;
     let image = stage.push_app();

@@ -260,6 +260,7 @@ async fn an_image_without_its_objects_is_not_committed(store: &Store) {
 
 async fn one_of_many_gets_the_lease(store: &Store) {
     let name = "layer g1-test sha256:../x";
+    assert!(!store.is_leased(name).await.unwrap());
     let taken = join_all((0..8).map(|_| {
         let store = store.clone();
         tokio::spawn(async move { store.lease(name).await.unwrap() })
@@ -269,7 +270,9 @@ async fn one_of_many_gets_the_lease(store: &Store) {
     assert!(store.lease("another").await.unwrap().is_some());
     let holder = holders.pop().unwrap();
     assert!(!holder.is_lost());
+    assert!(store.is_leased(name).await.unwrap());
     holder.release().await;
+    assert!(!store.is_leased(name).await.unwrap());
     let next = store.lease(name).await.unwrap();
     assert!(next.is_some());
 }

@@ -62,7 +62,9 @@ async fn a_lease_that_has_run_out_is_taken_over_once() {
     let bucket = Bucket::new();
     claimed_by_another(&bucket, 60_000).await;
     assert!(open(&bucket).lease(NAME).await.unwrap().is_none());
+    assert!(open(&bucket).is_leased(NAME).await.unwrap());
     claimed_by_another(&bucket, -1).await;
+    assert!(!open(&bucket).is_leased(NAME).await.unwrap());
     let takers = (0..8).map(|_| {
         let store = open(&bucket);
         tokio::spawn(async move { store.lease(NAME).await.unwrap() })

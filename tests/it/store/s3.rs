@@ -16,6 +16,7 @@ use starlift::store::{Config, Error, RangeCacheConfig, Store};
 use super::contract::{self, bytes_of, generation, put_image, put_layer, read, source_of};
 use crate::support::eventually::eventually_async;
 use crate::support::moto::Moto;
+use crate::support::place::Place;
 use crate::support::s3::{self, Asked, BUCKET, Fault, S3};
 
 fn in_a_year() -> SystemTime {
@@ -333,6 +334,36 @@ async fn a_signed_url_is_good_for_as_long_as_configured() {
         .unwrap()
         .1;
     assert_eq!(expires, "67");
+}
+
+#[tokio::test]
+async fn botocore_makes_the_same_signature() {
+    if Place::with(&["python3", "moto_server"]).is_none() {
+        return;
+    }
+    let s3 = S3::start().await;
+    let store = open(&s3).await;
+    let object = store.put("text/plain", "content".into()).await.unwrap();
+    let url = store
+        .signed_url(&object, Duration::from_secs(900))
+        .await
+        .unwrap()
+        .unwrap();
+    let script = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/it/fixtures/presigned-signature.py"
+    );
+    let output = std::process::Command::new("python3")
+        .args([script, url.as_str(), "key", "secret"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let signature = url
+        .query_pairs()
+        .find(|(name, _)| name == "X-Amz-Signature")
+        .unwrap()
+        .1;
+    assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), signature);
 }
 
 #[tokio::test]

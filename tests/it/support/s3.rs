@@ -171,9 +171,12 @@ async fn serve(State(shelf): State<Arc<Mutex<Shelf>>>, request: Request) -> Resp
         return answer::error(StatusCode::NOT_FOUND, "NoSuchBucket");
     };
     let key = key.trim_start_matches('/').to_owned();
-    if !parts.headers.contains_key(header::AUTHORIZATION) && !query.contains_key("X-Amz-Signature")
-    {
-        return answer::error(StatusCode::FORBIDDEN, "AccessDenied");
+    let has_header = parts.headers.contains_key(header::AUTHORIZATION);
+    match (has_header, query.contains_key("X-Amz-Signature")) {
+        (false, false) => return answer::error(StatusCode::FORBIDDEN, "AccessDenied"),
+        // S3: "Only one auth mechanism allowed".
+        (true, true) => return answer::error(StatusCode::BAD_REQUEST, "InvalidArgument"),
+        _ => {}
     }
     let (asked, fault) = shelf.lock().count(parts.method.clone(), key.clone(), query);
     match fault {
