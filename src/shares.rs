@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -84,6 +84,7 @@ struct Lane {
 #[derive(Debug)]
 struct Waiter {
     units: u64,
+    since: Instant,
     granted: oneshot::Sender<Share>,
 }
 
@@ -139,7 +140,13 @@ impl Shares {
             return Err(full());
         }
         let (granted, share) = oneshot::channel();
-        self.inner.enqueue(turn, Waiter { units, granted });
+        let since = Instant::now();
+        let waiter = Waiter {
+            units,
+            since,
+            granted,
+        };
+        self.inner.enqueue(turn, waiter);
         Inner::grant(&self.inner);
         // The sender stays in the queue until the share is granted.
         tokio::time::timeout(patience, share)
@@ -151,6 +158,17 @@ impl Shares {
     /// Limits `upstream` to one unit at a time for a while.
     pub(crate) fn slow_down(&self, upstream: &str) {
         self.inner.slow.insert(upstream.into(), ());
+    }
+
+    /// Returns how many wait, and how long the longest of them has waited.
+    pub(crate) fn queue(&self) -> (usize, Duration) {
+        let state = self.inner.state.lock();
+        let lanes = state.queues.iter().flat_map(|queue| &queue.lanes);
+        let waiters = lanes.flat_map(|lane| &lane.waiters);
+        let waiting = waiters.filter(|waiter| !waiter.granted.is_closed());
+        waiting.fold((0, Duration::ZERO), |(count, longest), waiter| {
+            (count + 1, longest.max(waiter.since.elapsed()))
+        })
     }
 
     /// Whether an upstream other than `upstream` waits for units that others hold.
@@ -352,6 +370,8 @@ mod tests {
         }
         assert!(slots.is_wanted_by_another("a"));
         assert!(!slots.is_wanted_by_another("b"), "a waits for itself");
+        let (waiting, longest) = slots.queue();
+        assert!(waiting == 4 && longest > Duration::ZERO, "{waiting}");
         drop(held);
         let mut got = Vec::new();
         for _ in 0..4 {
@@ -359,6 +379,7 @@ mod tests {
         }
         // The upstream that held the slot has had its turn.
         assert_eq!(got, [3, 1, 2, 4]);
+        assert_eq!(slots.queue(), (0, Duration::ZERO));
         assert!(!slots.is_wanted_by_another("a"));
     }
 

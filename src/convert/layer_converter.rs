@@ -12,6 +12,7 @@ use estargz::write::Options;
 use moka::sync::Cache;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::error::Error;
 use super::layer::{self, Job};
@@ -25,6 +26,7 @@ use crate::rewrite::claims;
 use crate::shares::{SLOW_FOR, Shares};
 use crate::store::records::Limit;
 use crate::store::{Generation, Holder, LayerOutcome, LayerRecord, Store, layer_lease};
+use crate::telemetry::traces::{self, child_span};
 use crate::telemetry::{log, metrics};
 use crate::transport::Source;
 
@@ -139,10 +141,12 @@ impl LayerConverter {
         }
         let landed = self.flight.join(own, || {
             let (this, source, layer) = (Arc::clone(self), source.clone(), layer.clone());
-            async move {
+            let span = child_span!("layer", layer.digest = %layer.digest, layer.size = layer.size);
+            let attempt = async move {
                 this.attempt(&source, &origin, &layer, Arc::default(), false)
                     .await
-            }
+            };
+            attempt.instrument(span)
         });
         landed
             .await
@@ -170,11 +174,13 @@ impl LayerConverter {
                 progress: Arc::clone(&progress),
             });
             self.attempts().insert(layer.digest.clone(), attempt);
-            async move {
+            let span = child_span!("layer", layer.digest = %layer.digest, layer.size = layer.size);
+            let attempt = async move {
                 let landed = this.attempt(&source, &origin, &layer, progress, true).await;
                 this.attempts().remove(&layer.digest);
                 landed
-            }
+            };
+            attempt.instrument(span)
         });
         // An attempt that is no longer listed has its outcome already.
         let other = self
@@ -406,7 +412,7 @@ fn report_outcome(record: &LayerRecord, took: Duration) {
     match &record.outcome {
         LayerOutcome::Converted(layer) => {
             count("converted");
-            metrics.layer_seconds.observe(took.as_secs_f64());
+            metrics.layer_seconds.observe(took, traces::current_id());
             metrics.layer_source_bytes.inc_by(layer.source_size);
             metrics.layer_bytes.inc_by(layer.size);
             tracing::info!(%source, digest = %layer.digest, size = layer.size, source_size = layer.source_size, ?took, "layer converted");

@@ -15,6 +15,7 @@ use crate::oci::route::Location;
 use crate::oci::{Digest, Reference, Repository};
 use crate::registry;
 use crate::telemetry::log;
+use crate::telemetry::traces::in_trace;
 
 use super::access::{Action, Admission, Proof, Reader};
 use super::account::Account;
@@ -160,7 +161,7 @@ async fn start_wanted(app: &Arc<App>, face: Face, request: Request) -> Result<Re
         .ok_or_else(ApiError::busy)?;
     if is_new {
         let (app, id) = (Arc::clone(app), job.id.clone());
-        tokio::spawn(run(app, id, target, admission, ticket));
+        tokio::spawn(in_trace(run(app, id, target, admission, ticket)));
     }
     let mut response = response::json(StatusCode::ACCEPTED, &json!({ "conversion": job }));
     response::set(
