@@ -43,6 +43,7 @@ mod rot;
 mod stalled;
 mod tags;
 mod tls;
+mod traces;
 mod waiting;
 
 use std::net::SocketAddr;
