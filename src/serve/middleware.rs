@@ -182,6 +182,9 @@ fn endpoint(path: &str) -> &'static str {
 
 /// Puts the span of a request into the client's trace, if it has one. Probes are not traced.
 fn trace(span: &Span, request: &Request) {
+    if !traces::is_on() {
+        return;
+    }
     let (endpoint, path) = (endpoint(request.uri().path()), request.uri().path());
     if endpoint == "health" {
         return traces::leave_out(span);
