@@ -24,14 +24,15 @@ use crate::registry;
 use crate::serve;
 use crate::store;
 use crate::telemetry::log;
+use crate::telemetry::traces;
 pub use layer::Layer;
 
 /// The files to try, in this order, if no file is named.
 const DEFAULT_FILES: [&str; 2] = ["starlift.toml", "/etc/starlift/starlift.toml"];
 
 /// The tables of the file. `[upstream.NAME]` configures one upstream, `[pull]` all of them.
-const TABLES: [&str; 7] = [
-    "serve", "store", "convert", "agent", "pull", "upstream", "log",
+const TABLES: [&str; 8] = [
+    "serve", "store", "convert", "agent", "pull", "upstream", "log", "traces",
 ];
 
 /// The path of a value: the tables' names and the key.
@@ -47,6 +48,7 @@ pub struct Config {
     /// `[pull]` and `[upstream.NAME]`.
     pub upstreams: registry::Config,
     pub log: log::Config,
+    pub traces: traces::Config,
 }
 
 /// The effective configuration, and which layer each value came from.
@@ -139,6 +141,7 @@ impl Config {
             agent: section(&mut table, "agent")?,
             upstreams: upstreams(&mut table)?,
             log: section(&mut table, "log")?,
+            traces: section(&mut table, "traces")?,
         };
         match table.keys().next() {
             None => Ok(config),
@@ -165,6 +168,7 @@ impl Config {
         table.insert("pull".to_owned(), Value::Table(pull));
         table.insert("upstream".to_owned(), upstream);
         table.insert("log".to_owned(), Value::Table(table_of(&self.log)));
+        table.insert("traces".to_owned(), Value::Table(table_of(&self.traces)));
         table
     }
 }

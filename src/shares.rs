@@ -10,7 +10,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
@@ -135,6 +135,7 @@ struct Lane {
 struct Waiter {
     units: u64,
     urgency: Urgency,
+    since: Instant,
     granted: oneshot::Sender<Share>,
 }
 
@@ -198,9 +199,11 @@ impl Shares {
         // Judged before the waiter is in the queue, so that no promotion is overlooked.
         let is_ahead = turn.urgency.is_ahead();
         let urgency = turn.urgency.clone();
+        let since = Instant::now();
         let waiter = Waiter {
             units,
             urgency,
+            since,
             granted,
         };
         self.inner.enqueue(turn, waiter);
@@ -224,6 +227,17 @@ impl Shares {
     /// Limits `upstream` to one unit at a time for a while.
     pub(crate) fn slow_down(&self, upstream: &str) {
         self.inner.slow.insert(upstream.into(), ());
+    }
+
+    /// Returns how many wait, and how long the longest of them has waited.
+    pub(crate) fn queue(&self) -> (usize, Duration) {
+        let state = self.inner.state.lock();
+        let lanes = state.queues.iter().flat_map(|queue| &queue.lanes);
+        let waiters = lanes.flat_map(|lane| &lane.waiters);
+        let waiting = waiters.filter(|waiter| !waiter.granted.is_closed());
+        waiting.fold((0, Duration::ZERO), |(count, longest), waiter| {
+            (count + 1, longest.max(waiter.since.elapsed()))
+        })
     }
 
     /// Whether an upstream other than that of `turn` waits for units that others hold. Work that
@@ -539,6 +553,8 @@ mod tests {
             !slots.is_wanted_by_another(Turn::of("b")),
             "a waits for itself"
         );
+        let (waiting, longest) = slots.queue();
+        assert!(waiting == 4 && longest > Duration::ZERO, "{waiting}");
         drop(held);
         let mut got = Vec::new();
         for _ in 0..4 {
@@ -546,6 +562,7 @@ mod tests {
         }
         // The upstream that held the slot has had its turn.
         assert_eq!(got, [3, 1, 2, 4]);
+        assert_eq!(slots.queue(), (0, Duration::ZERO));
         assert!(!slots.is_wanted_by_another(Turn::of("a")));
     }
 

@@ -16,7 +16,7 @@ use crate::predict::{Limits, Predictor};
 use crate::serve::Server;
 use crate::signals::cancel_on_signal;
 use crate::store::Store;
-use crate::telemetry::log;
+use crate::telemetry;
 use crate::transport::Upstreams;
 
 /// The executable of this process, even if the file at its path was replaced.
@@ -60,13 +60,16 @@ impl Args {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     let loaded = global.load(args.layers())?;
     check_exposure(&loaded)?;
-    log::start(&loaded.config.log).map_err(Failure::from_error)?;
+    let exporter =
+        telemetry::start(&loaded.config.log, &loaded.config.traces).map_err(Failure::from_error)?;
     if let Some(file) = &loaded.file {
         tracing::info!(file = %file.display(), "configuration read");
     }
     let runtime = Runtime::new().map_err(Failure::when("threads cannot be started"))?;
     let watchdog = service::watch(&runtime, loaded.config.serve.liveness)?;
+    let exporting = service::export(&runtime, exporter);
     let outcome = runtime.block_on(serve(&loaded.config));
+    exporting.finish(&runtime);
     drop(watchdog);
     // Conversions that still run leave nothing visible. The next request for the image starts the
     // conversion again.

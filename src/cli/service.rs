@@ -1,12 +1,22 @@
-//! The commands that run until a signal: their upstreams and their watchdog.
+//! The commands that run until a signal: their upstreams, their watchdog and their traces.
 
 use std::net::SocketAddr;
 
 use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Layer;
 use crate::failure::Failure;
 use crate::telemetry::Watchdog;
+use crate::telemetry::traces::Exporter;
+
+/// The task that exports traces, if there are any.
+#[derive(Debug)]
+pub(super) struct Exporting {
+    stop: CancellationToken,
+    task: Option<JoinHandle<()>>,
+}
 
 /// Parses `NAME=URL`.
 pub(super) fn upstream(text: &str) -> Result<(String, String), String> {
@@ -33,4 +43,22 @@ pub(super) fn watch(runtime: &Runtime, liveness: Option<SocketAddr>) -> Result<W
         tracing::info!(%address, "liveness served");
     }
     Ok(watchdog)
+}
+
+/// Exports traces on `runtime`.
+pub(super) fn export(runtime: &Runtime, exporter: Option<Exporter>) -> Exporting {
+    let stop = CancellationToken::new();
+    let task = exporter.map(|exporter| runtime.spawn(exporter.run(stop.clone())));
+    Exporting { stop, task }
+}
+
+impl Exporting {
+    /// Exports the last spans, for a moment.
+    pub(super) fn finish(self, runtime: &Runtime) {
+        self.stop.cancel();
+        if let Some(task) = self.task {
+            // A panic has ended the exports already.
+            let _ended = runtime.block_on(task);
+        }
+    }
 }

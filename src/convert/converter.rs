@@ -11,6 +11,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use moka::future::Cache;
 use parking_lot::Mutex;
+use tracing::Instrument as _;
 
 use super::budget::Budget;
 use super::config::{self, Config, Layout};
@@ -28,6 +29,7 @@ use crate::rewrite::index;
 use crate::rewrite::plan::{Plan, Wanted};
 use crate::shares::{Share, Shares, Urgency};
 use crate::store::{Generation, ImageRecord, Store};
+use crate::telemetry::traces::{self, child_span};
 use crate::telemetry::{log, metrics};
 use crate::transport::Source;
 
@@ -248,6 +250,11 @@ impl Converter {
         self.shared.board.list()
     }
 
+    /// Returns how many conversions wait for their turn, and how long the longest of them has waited.
+    pub fn queue(&self) -> (usize, Duration) {
+        self.shared.layers.image_slots.queue()
+    }
+
     /// Returns the record of the image converted from `source`, if there is one. A single read of
     /// the store.
     ///
@@ -342,6 +349,7 @@ impl Shared {
         };
         let (this, source) = (Arc::clone(self), source.clone());
         let (repository, manifest) = (repository.clone(), manifest.clone());
+        let asked = Instant::now();
         let joined = async move {
             if let Some(answer) = this.failures.answer(&key, Instant::now()).await {
                 return answer;
@@ -364,14 +372,21 @@ impl Shared {
             let running = Arc::clone(&this);
             let known = key.clone();
             let outcome = this.flight.join(key.clone(), || {
+                let span = child_span!(
+                    "conversion",
+                    upstream = key.upstream,
+                    repository = traces::short(&key.repository),
+                    source = %key.digest
+                );
                 let urgency = &source.requester().urgency;
                 let listed = (!is_awaited).then(|| running.ahead.list(&key, urgency));
-                async move {
-                    let converted = running.run(key, &source, &repository, &manifest, depth);
-                    let outcome = Box::pin(converted).await;
+                let conversion = async move {
+                    let job = (&source, &repository, &manifest);
+                    let outcome = Box::pin(running.run(key, job, depth, asked)).await;
                     drop((room, ticket, listed));
                     outcome
-                }
+                };
+                conversion.instrument(span)
             });
             if is_awaited {
                 // Another caller may have started it in the meantime.
@@ -387,19 +402,18 @@ impl Shared {
     async fn run(
         self: Arc<Self>,
         key: ManifestKey,
-        source: &Source,
-        repository: &Repository,
-        manifest: &Manifest,
+        (source, repository, manifest): (&Source, &Repository, &Manifest),
         depth: usize,
+        asked: Instant,
     ) -> Outcome {
         let mut outcome = self
-            .found_or_made(source, repository, manifest, depth)
+            .found_or_made(source, repository, manifest, depth, asked)
             .await;
         if outcome.as_ref().is_err_and(Error::is_forgotten) {
             // A stored object was found damaged and its record deleted, so the image is converted
             // once more.
             outcome = self
-                .found_or_made(source, repository, manifest, depth)
+                .found_or_made(source, repository, manifest, depth, asked)
                 .await;
         }
         let ended = match &outcome {
@@ -445,6 +459,7 @@ impl Shared {
         repository: &Repository,
         manifest: &Manifest,
         depth: usize,
+        asked: Instant,
     ) -> Result<ImageOutcome, Error> {
         let recorded = self.store.image(&self.generation, &manifest.digest).await?;
         if let Some(record) = recorded.as_ref().filter(|record| !self.is_outgrown(record)) {
@@ -471,6 +486,11 @@ impl Shared {
         }
         if let Ok(ImageOutcome::Final(record) | ImageOutcome::ForNow(record)) = &made {
             self.link(source, repository, record).await?;
+            // The children of an index are a part of it.
+            if depth == 0 && record.converted != record.source {
+                let ready = &metrics().image_seconds;
+                ready.observe(asked.elapsed(), traces::current_id());
+            }
         }
         match &made {
             Ok(ImageOutcome::Final(record) | ImageOutcome::ForNow(record)) => {

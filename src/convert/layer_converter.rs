@@ -12,6 +12,7 @@ use estargz::write::Options;
 use moka::sync::Cache;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::error::Error;
 use super::layer::{self, Job};
@@ -24,6 +25,7 @@ use crate::rewrite::claims;
 use crate::shares::{SLOW_FOR, Shares, Urgency};
 use crate::store::records::Limit;
 use crate::store::{Generation, Holder, LayerOutcome, LayerRecord, Store, layer_lease};
+use crate::telemetry::traces::{self, child_span};
 use crate::telemetry::{log, metrics};
 use crate::transport::Source;
 
@@ -142,10 +144,12 @@ impl LayerConverter {
         }
         let landed = self.flight.join(own, || {
             let (this, source, layer) = (Arc::clone(self), source.clone(), layer.clone());
-            async move {
+            let span = child_span!("layer", layer.digest = %layer.digest, layer.size = layer.size);
+            let attempt = async move {
                 this.attempt(&source, &origin, &layer, Arc::default(), false)
                     .await
-            }
+            };
+            attempt.instrument(span)
         });
         landed
             .await
@@ -174,11 +178,13 @@ impl LayerConverter {
                 urgency: source.requester().urgency.clone(),
             });
             self.attempts().insert(layer.digest.clone(), attempt);
-            async move {
+            let span = child_span!("layer", layer.digest = %layer.digest, layer.size = layer.size);
+            let attempt = async move {
                 let landed = this.attempt(&source, &origin, &layer, progress, true).await;
                 this.attempts().remove(&layer.digest);
                 landed
-            }
+            };
+            attempt.instrument(span)
         });
         // An attempt that is no longer listed has its outcome already.
         let attempt = self.attempts().get(&layer.digest).cloned();
@@ -431,7 +437,7 @@ fn report_outcome(record: &LayerRecord, took: Duration) {
     match &record.outcome {
         LayerOutcome::Converted(layer) => {
             count("converted");
-            metrics.layer_seconds.observe(took.as_secs_f64());
+            metrics.layer_seconds.observe(took, traces::current_id());
             metrics.layer_source_bytes.inc_by(layer.source_size);
             metrics.layer_bytes.inc_by(layer.size);
             tracing::info!(%source, digest = %layer.digest, size = layer.size, source_size = layer.source_size, ?took, "layer converted");

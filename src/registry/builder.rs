@@ -97,6 +97,7 @@ impl Builder {
             None => self.clients.clone(),
         };
         let http = self.http(
+            name,
             clients,
             rules,
             mirrors.iter().chain([&url]).cloned().collect(),
@@ -130,7 +131,7 @@ impl Builder {
             rules.name(&url);
         }
         let clients = self.clients(&Tls::default(), &url)?;
-        let http = self.http(clients, rules, vec![url.clone()]);
+        let http = self.http(name, clients, rules, vec![url.clone()]);
         let place = Place {
             is_named: is_named || self.is_server(&url),
             ..Place::with_prefix(&url)
@@ -175,7 +176,7 @@ impl Builder {
     ) -> Result<Endpoint, Error> {
         let url = host.url.as_ref().unwrap_or(default_url);
         let clients = self.clients(&host.tls, url)?;
-        let http = self.http(clients, rules.clone(), vec![url.clone()]);
+        let http = self.http(name, clients, rules.clone(), vec![url.clone()]);
         let is_own = host_of(url) == host_of(default_url);
         let place = Place {
             root: host.root.clone(),
@@ -230,12 +231,15 @@ impl Builder {
         is_safe && is_listed(&self.config.identity.servers, url)
     }
 
-    fn http(&self, clients: Clients, rules: DialRules, given_for: Vec<Url>) -> Http {
+    fn http(&self, name: &str, clients: Clients, rules: DialRules, given_for: Vec<Url>) -> Http {
+        // Others are left out, so that clients do not add series.
+        let is_known = name == DOCKER_HUB || self.config.upstream.contains_key(name);
         Http::new(
             clients,
             rules,
             Arc::clone(&self.proxies),
             given_for,
+            is_known.then(|| name.into()),
             self.context.clone(),
         )
     }

@@ -49,6 +49,14 @@ fn byte_range(text: &str) -> Option<(&str, &str)> {
         .split_once('/')
 }
 
+/// Returns the number of requests in a header of a rate limit: `76;w=21600`, or only the number
+/// (docs.docker.com, "Docker Hub usage and limits"; draft-ietf-httpapi-ratelimit-headers).
+pub(super) fn quota(headers: &HeaderMap, name: &str) -> Option<i64> {
+    let requests = text(headers, name)?.split([';', ',']).next()?.trim();
+    let requests = requests.parse::<u32>().ok()?;
+    Some(i64::from(requests))
+}
+
 /// Returns `Content-Type` in lower case, without its parameters.
 pub(super) fn media_type(headers: &HeaderMap) -> Option<String> {
     let media_type = text(headers, CONTENT_TYPE.as_str())?

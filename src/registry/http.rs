@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Body, Client, ClientBuilder, Method, Proxy, StatusCode, redirect};
+use tracing::Instrument as _;
+use tracing::field::Empty;
 use url::{Origin, Url};
 
 use super::answer::{Answer, Reading, heard};
 use super::config::Config;
 use super::dial::{DialRules, PublicResolver, Reach};
 use super::error::{Error, excerpt};
+use super::headers;
 use super::health::Health;
 use super::memory::Memory;
 use super::proxy::Proxies;
@@ -21,6 +24,7 @@ use super::unanswered::transport;
 use crate::budget::Budget;
 use crate::telemetry::log::chain;
 use crate::telemetry::metrics;
+use crate::telemetry::traces::{self, TRACEPARENT, child_span};
 
 /// Registries redirect once, to their storage; some object stores once more, to a region.
 const MAX_REDIRECTS: usize = 5;
@@ -153,6 +157,8 @@ pub(super) struct Http {
     proxies: Arc<Proxies>,
     /// The hosts to which client certificates, and the permission to skip verification, apply.
     given_for: Arc<[Url]>,
+    /// The upstream whose quota is measured.
+    quota_of: Option<Arc<str>>,
     context: Context,
 }
 
@@ -162,6 +168,7 @@ impl Http {
         rules: DialRules,
         proxies: Arc<Proxies>,
         given_for: Vec<Url>,
+        quota_of: Option<Arc<str>>,
         context: Context,
     ) -> Self {
         Self {
@@ -169,6 +176,7 @@ impl Http {
             rules: Arc::new(rules),
             proxies,
             given_for: given_for.into(),
+            quota_of,
             context,
         }
     }
@@ -211,13 +219,35 @@ impl Http {
             if is_own {
                 request = request.headers(fetch.secrets.clone());
             }
+            let span = child_span!(
+                "upstream",
+                otel.kind = "client",
+                http.request.method = fetch.method.as_str(),
+                server.address = traces::short(host_of(&url)),
+                url.path = traces::short(url.path()),
+                http.response.status_code = Empty,
+                otel.status_code = Empty,
+            );
+            // The storage behind a redirect has no part in the trace.
+            if is_own && let Some(context) = span.in_scope(traces::traceparent) {
+                request = request.header(TRACEPARENT, context);
+            }
             // Later headers replace earlier ones, so that configured headers cannot spoil a
             // request.
             let response = heard(
                 self.context.reading.patience,
                 request.headers(headers.clone()).send(),
             )
+            .instrument(span.clone())
             .await;
+            match &response {
+                Ok(response) => {
+                    span.record("http.response.status_code", response.status().as_u16());
+                }
+                Err(_) => {
+                    span.record("otel.status_code", "ERROR");
+                }
+            }
             metrics().count_upstream(
                 url.path(),
                 response
@@ -232,6 +262,7 @@ impl Http {
             let response = response?;
             if is_own {
                 says_starlift = is_starlift(response.headers());
+                self.note_quota(response.headers());
             }
             if !is_redirect(response.status()) {
                 return Ok(
@@ -244,6 +275,24 @@ impl Http {
         Err(Error::Malformed(format!(
             "more than {MAX_REDIRECTS} redirects"
         )))
+    }
+
+    /// Sets the metrics of the upstream's quota, if its answer names one.
+    fn note_quota(&self, answer: &HeaderMap) {
+        let Some(upstream) = &self.quota_of else {
+            return;
+        };
+        let gauges = [
+            ("ratelimit-remaining", &metrics().upstream_quota),
+            ("ratelimit-limit", &metrics().upstream_quota_limit),
+        ];
+        for (header, gauge) in gauges {
+            if let Some(requests) = headers::quota(answer, header) {
+                gauge
+                    .get_or_create(&[("upstream", upstream.to_string())])
+                    .set(requests);
+            }
+        }
     }
 
     /// Sends a request with a body, once, without following redirects.

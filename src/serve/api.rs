@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::convert::{Conversion, State as ConversionState};
 use crate::oci::route::Location;
+use crate::telemetry::traces::in_trace;
 
 use super::access::{Action, Admission, Proof, Reader};
 use super::account::Account;
@@ -131,7 +132,7 @@ async fn start_wanted(app: &Arc<App>, face: Face, request: Request) -> Result<Re
         .ok_or_else(ApiError::busy)?;
     if is_new {
         let (app, id) = (Arc::clone(app), job.id.clone());
-        tokio::spawn(ahead::run(app, id, target, admission, ticket));
+        tokio::spawn(in_trace(ahead::run(app, id, target, admission, ticket)));
     }
     let mut response = response::json(StatusCode::ACCEPTED, &json!({ "conversion": job }));
     response::set(

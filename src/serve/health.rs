@@ -58,6 +58,12 @@ pub(crate) async fn metrics(State(app): State<Arc<App>>, _: Operator) -> Respons
     process()
         .conversions_running
         .set(i64::try_from(running).unwrap_or(i64::MAX));
+    let (waiting, longest) = app.converter.queue();
+    process()
+        .conversions_waiting
+        .set(i64::try_from(waiting).unwrap_or(i64::MAX));
+    process().conversion_queue_age.set(longest.as_secs_f64());
+    app.budgets.measure();
     match process().render() {
         Ok(text) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(error) => {

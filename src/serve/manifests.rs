@@ -16,6 +16,7 @@ use crate::oci::{Descriptor, Digest, Manifest, Reference, Tag};
 use crate::registry;
 use crate::store::ImageRecord;
 use crate::telemetry::metrics;
+use crate::telemetry::traces::{self, in_trace};
 
 use super::accept::{Accept, Choice};
 use super::app::App;
@@ -274,7 +275,7 @@ fn source_child(app: &Arc<App>, ask: &RegistryRequest, manifest: Manifest) -> (D
         let (app, source) = (Arc::clone(app), ask.admission.source.clone());
         let (repository, child) = (ask.location.repository.clone(), manifest.clone());
         let ticket = ask.account.conversion();
-        tokio::spawn(async move {
+        let conversion = async move {
             let Ok(Ok(ticket)) = ticket.take(&app).await else {
                 return;
             };
@@ -284,7 +285,8 @@ fn source_child(app: &Arc<App>, ask: &RegistryRequest, manifest: Manifest) -> (D
                 .converter
                 .convert_with(&source, &repository, &child, ticket);
             let _recorded = converted.await;
-        });
+        };
+        tokio::spawn(in_trace(conversion));
     }
     (manifest.into(), Kind::PassThrough)
 }
@@ -458,6 +460,6 @@ async fn wait_for(
     metrics()
         .conversion_waits
         .get_or_create(&[("outcome", outcome)])
-        .observe(since.elapsed().as_secs_f64());
+        .observe(since.elapsed(), traces::current_id());
     answer
 }

@@ -17,6 +17,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tracing::{Instrument as _, Span};
 
 use crate::telemetry::metrics;
+use crate::telemetry::traces::{self, TRACEPARENT};
 
 use super::account::{Account, Answered};
 use super::app::App;
@@ -63,6 +64,7 @@ where
 {
     let id = request_id(request.headers());
     let span = tracing::info_span!("request", id);
+    trace(&span, &request);
     let address = client_address::address(&app.config, request.headers(), request.extensions());
     let account = Account::open(&id, address, endpoint(request.uri().path()));
     let line = Line::of(app, &request, &span, &account);
@@ -193,6 +195,24 @@ fn endpoint(path: &str) -> &'static str {
     }
 }
 
+/// Puts the span of a request into the client's trace, if it has one. Probes are not traced.
+fn trace(span: &Span, request: &Request) {
+    if !traces::is_on() {
+        return;
+    }
+    let (endpoint, path) = (endpoint(request.uri().path()), request.uri().path());
+    if endpoint == "health" {
+        return traces::leave_out(span);
+    }
+    traces::continue_from(span, request.headers().get(TRACEPARENT));
+    let attributes = [
+        ("http.request.method", request.method().as_str()),
+        ("url.path", path),
+        ("starlift.endpoint", endpoint),
+    ];
+    traces::describe(span, attributes);
+}
+
 /// The access line, filled in during the answer and written when its body is sent or dropped. Then
 /// the account is closed.
 struct Line {
@@ -300,7 +320,10 @@ impl Line {
 impl Drop for Line {
     fn drop(&mut self) {
         self.close();
-        let seconds = self.since.elapsed().as_secs_f64();
+        let took = self.since.elapsed();
+        let seconds = took.as_secs_f64();
+        traces::answered(&self.span, self.status);
+        let trace = traces::trace_id(&self.span);
         let class = match self.status.as_u16() {
             499 => "gone",
             200..300 => "2xx",
@@ -317,7 +340,7 @@ impl Drop for Line {
         metrics
             .request_seconds
             .get_or_create(&[("endpoint", self.endpoint)])
-            .observe(seconds);
+            .observe(took, trace.clone());
         metrics
             .sent_bytes
             .get_or_create(&[("endpoint", self.endpoint)])
@@ -331,7 +354,7 @@ impl Drop for Line {
         let (method, status, bytes) = (&self.method, self.status.as_u16(), self.sent);
         self.span.in_scope(|| match self.endpoint {
             "health" => tracing::debug!(%method, path, status, bytes, seconds, client, "answered"),
-            _ => tracing::info!(%method, path, status, bytes, seconds, client, is_cut, "answered"),
+            _ => tracing::info!(%method, path, status, bytes, seconds, client, is_cut, trace, "answered"),
         });
     }
 }

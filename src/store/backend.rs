@@ -18,12 +18,14 @@ use object_store::{
     GetOptions, GetRange, GetResultPayload, MultipartUpload, ObjectStore, ObjectStoreExt as _,
     PutMode, PutOptions, PutPayload, PutResult, UpdateVersion,
 };
+use tracing::Instrument as _;
 
 use super::buffers::Buffers;
 use super::error::Error;
 use super::folder;
 use super::key::Key;
 use crate::telemetry::metrics;
+use crate::telemetry::traces::child_span;
 
 /// The largest record or lease that is read. An index of a thousand images stays far below.
 const MAX_RECORD_BYTES: u64 = 16 << 20;
@@ -162,10 +164,8 @@ impl Backend {
     }
 
     pub(super) async fn put(&self, key: &Key, payload: impl Into<PutPayload>) -> Result<(), Error> {
-        let stored = counted(
-            "put",
-            self.objects.put(&self.path(key), payload.into()).await,
-        );
+        let path = self.path(key);
+        let stored = watched("put", key, self.objects.put(&path, payload.into())).await;
         stored.map(drop).map_err(Self::failed("writing", key))
     }
 
@@ -177,25 +177,22 @@ impl Backend {
         bytes: Bytes,
         mode: PutMode,
     ) -> Result<PutResult, object_store::Error> {
-        counted(
-            "put-if",
-            self.objects
-                .put_opts(&self.path(key), bytes.into(), PutOptions::from(mode))
-                .await,
-        )
+        let path = self.path(key);
+        let options = PutOptions::from(mode);
+        let put = self.objects.put_opts(&path, bytes.into(), options);
+        watched("put-if", key, put).await
     }
 
     pub(super) async fn multipart(&self, key: &Key) -> Result<Box<dyn MultipartUpload>, Error> {
-        let started = counted(
-            "multipart",
-            self.objects.put_multipart(&self.path(key)).await,
-        );
+        let path = self.path(key);
+        let started = watched("multipart", key, self.objects.put_multipart(&path)).await;
         started.map_err(Self::failed("starting the upload of", key))
     }
 
     /// A whole record or lease, or `None` if there is none.
     pub(super) async fn get(&self, key: &Key) -> Result<Option<Versioned>, Error> {
-        let found = match counted("get", self.objects.get(&self.path(key)).await) {
+        let path = self.path(key);
+        let found = match watched("get", key, self.objects.get(&path)).await {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
             Err(source) => return Err(Self::failed("reading", key)(source)),
@@ -215,7 +212,8 @@ impl Backend {
     }
 
     pub(super) async fn head(&self, key: &Key) -> Result<Option<Meta>, Error> {
-        match counted("head", self.objects.head(&self.path(key)).await) {
+        let path = self.path(key);
+        match watched("head", key, self.objects.head(&path)).await {
             Ok(meta) => Ok(Some(Meta {
                 size: meta.size,
                 modified: meta.last_modified.into(),
@@ -231,7 +229,8 @@ impl Backend {
             range: Some(GetRange::Bounded(range)),
             ..GetOptions::default()
         };
-        let found = match counted("get", self.objects.get_opts(&self.path(key), options).await) {
+        let path = self.path(key);
+        let found = match watched("get", key, self.objects.get_opts(&path, options)).await {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
             Err(source) => return Err(Self::failed("reading", key)(source)),
@@ -251,7 +250,8 @@ impl Backend {
 
     /// Deletes the object. It may already be missing.
     pub(super) async fn delete(&self, key: &Key) -> Result<(), Error> {
-        match counted("delete", self.objects.delete(&self.path(key)).await) {
+        let path = self.path(key);
+        match watched("delete", key, self.objects.delete(&path)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(source) => Err(Self::failed("deleting", key)(source)),
         }
@@ -278,6 +278,16 @@ impl Backend {
             })
             .boxed()
     }
+}
+
+/// Waits for an operation, in a span of its own within a trace, and counts it.
+async fn watched<T>(
+    operation: &'static str,
+    key: &Key,
+    work: impl Future<Output = Result<T, object_store::Error>>,
+) -> Result<T, object_store::Error> {
+    let span = child_span!("store", operation, key = %key);
+    counted(operation, work.instrument(span).await)
 }
 
 /// Counts an operation by its outcome. A missing object or a condition that does not hold is an

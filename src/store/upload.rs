@@ -10,12 +10,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use object_store::{MultipartUpload, PutPayload};
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 use super::error::Error;
 use super::key::{Generation, Key};
 use super::room::Reservation;
 use super::{Inner, Object, Store};
 use crate::oci::Digest;
+use crate::telemetry::traces::child_span;
 
 /// With 8 MiB parts this keeps 100 ms round trips at over 250 MB/s and an upload under 40 MiB of
 /// memory.
@@ -172,7 +174,10 @@ impl LayerUpload {
         parts.settle(PARTS_IN_FLIGHT - 1, &self.key).await?;
         match &mut parts.upload {
             Some(upload) => {
-                parts.flying.spawn(upload.put_part(payload));
+                let span = child_span!("store", operation = "put-part", key = %self.key);
+                parts
+                    .flying
+                    .spawn(upload.put_part(payload).instrument(span));
                 Ok(())
             }
             None => Err(Error::Upload("already ended".to_owned())),
@@ -202,7 +207,8 @@ impl Parts {
         let Some(upload) = &mut self.upload else {
             return Ok(());
         };
-        match upload.complete().await {
+        let span = child_span!("store", operation = "complete", key = %key);
+        match upload.complete().instrument(span).await {
             Ok(_) => {
                 self.upload = None;
                 Ok(())

@@ -3,9 +3,11 @@
 use std::io::IsTerminal as _;
 use std::str::FromStr;
 
-use tracing_subscriber::EnvFilter;
+use tracing::Subscriber;
 use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer};
 
 /// The format of log lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -73,36 +75,57 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Precedes every filter, which may override it. Containers can cause `fuser`'s lines at any rate.
-/// If a reader was killed, its answer cannot be delivered, and `fuser` logs that as an error.
-const QUIET: &str = "fuser=error,fuser::reply=off";
+/// If a reader was killed, its answer cannot be delivered, and `fuser` logs that as an error. Spans of
+/// traces are not for the log.
+const QUIET: &str = "fuser=error,fuser::reply=off,otel=off";
 
 /// Starts logging.
 ///
 /// # Errors
 /// If the filter is malformed, or logging was started before.
 pub fn start(config: &Config) -> Result<(), LogError> {
-    let registry = tracing_subscriber::registry()
-        .with(format!("{QUIET},{}", config.filter).parse::<EnvFilter>()?);
+    let subscriber = tracing_subscriber::registry().with(filter(config)?);
+    subscriber.with(lines(config.format)).try_init()?;
+    Ok(())
+}
+
+/// Starts logging, and `traces` beside it. The filter is for log lines only.
+///
+/// # Errors
+/// As [`start`].
+pub(super) fn start_with(
+    config: &Config,
+    traces: Box<dyn Layer<tracing_subscriber::Registry> + Send + Sync>,
+) -> Result<(), LogError> {
+    let filter = filter(config)?;
+    let subscriber = tracing_subscriber::registry().with(traces);
+    subscriber
+        .with(lines(config.format).with_filter(filter))
+        .try_init()?;
+    Ok(())
+}
+
+fn filter(config: &Config) -> Result<EnvFilter, LogError> {
+    Ok(format!("{QUIET},{}", config.filter).parse()?)
+}
+
+/// The layer that writes lines.
+fn lines<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_target(true);
-    match config.format {
-        LogFormat::Text => registry
-            .with(lines.with_ansi(std::io::stderr().is_terminal()))
-            .try_init()?,
-        LogFormat::Json => {
-            registry
-                .with(
-                    lines
-                        .json()
-                        .flatten_event(true)
-                        .with_current_span(true)
-                        .with_span_list(false),
-                )
-                .try_init()?;
-        }
+    match format {
+        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => lines
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_span_list(false)
+            .boxed(),
     }
-    Ok(())
 }
 
 #[cfg(test)]

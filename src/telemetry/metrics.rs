@@ -5,12 +5,16 @@
 
 use std::sync::LazyLock;
 use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime};
 
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::{Registry, Unit};
 
 /// The media type of `/metrics`.
@@ -22,8 +26,17 @@ pub type Labels<const N: usize> = [(&'static str, &'static str); N];
 pub type Counters = Family<Labels<1>, Counter>;
 /// Counters by two labels.
 pub type Counters2 = Family<Labels<2>, Counter>;
+/// Gauges by the name of an upstream of the configuration.
+pub type UpstreamGauges = Family<[(&'static str, String); 1], Gauge>;
+/// Shares of a whole, by two labels.
+pub type Ratios2 = Family<Labels<2>, Gauge<f64, AtomicU64>>;
 /// Histograms of seconds by one label.
-pub type Durations = Family<Labels<1>, Histogram, fn() -> Histogram>;
+pub type TracedDurations = Family<Labels<1>, TracedSeconds, fn() -> TracedSeconds>;
+
+/// A histogram of seconds. Each bucket has the trace of the last exported one among its observations as
+/// its exemplar.
+#[derive(Debug, Clone)]
+pub struct TracedSeconds(HistogramWithExemplars<[(&'static str, String); 1]>);
 
 /// The range reaches from a warm answer out of memory to the conversion of a large layer.
 const SECONDS: [f64; 13] = [
@@ -34,8 +47,35 @@ fn seconds() -> Histogram {
     Histogram::new(SECONDS)
 }
 
-fn durations() -> Durations {
-    Family::new_with_constructor(seconds)
+fn traced_seconds() -> TracedSeconds {
+    TracedSeconds(HistogramWithExemplars::new(SECONDS.into_iter()))
+}
+
+fn traced_durations() -> TracedDurations {
+    Family::new_with_constructor(traced_seconds)
+}
+
+impl TracedSeconds {
+    /// Observes what took this time, in the exported trace with this number if it was in one.
+    pub fn observe(&self, time: Duration, trace: Option<String>) {
+        let exemplar = trace.map(|trace| [("trace_id", trace)]);
+        let at = exemplar.is_some().then(SystemTime::now);
+        self.0.observe(time.as_secs_f64(), exemplar, at);
+    }
+}
+
+impl TypedMetric for TracedSeconds {
+    const TYPE: MetricType = MetricType::Histogram;
+}
+
+impl EncodeMetric for TracedSeconds {
+    fn encode(&self, encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.0.encode(encoder)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        self.0.metric_type()
+    }
 }
 
 /// One line of the table.
@@ -82,7 +122,7 @@ macro_rules! table {
 table! {
     requests: Counters2 = Family::default(), "counter", "requests_total", None::<Unit>, "endpoint, class",
         "Requests answered, by endpoint and status class.";
-    request_seconds: Durations = durations(), "histogram", "request_seconds", Some(Unit::Seconds), "endpoint",
+    request_seconds: TracedDurations = traced_durations(), "histogram", "request_seconds", Some(Unit::Seconds), "endpoint",
         "Time from the first byte of a request to the last byte of its answer.";
     requests_running: Gauge = Gauge::default(), "gauge", "requests_running", None::<Unit>, "",
         "Requests in progress.";
@@ -90,6 +130,8 @@ table! {
         "Requests refused: too many running in all, of one client or of one identity, no memory left for the request, a foreign host name, or a page of another site.";
     budget_refusals: Counters2 = Family::default(), "counter", "budget_refusals_total", None::<Unit>, "of, budget",
         "Requests and conversions refused because a budget of the identity, the address or the upstream was used up, by budget.";
+    budget_use: Ratios2 = Family::default(), "gauge", "budget_use_ratio", None::<Unit>, "of, budget",
+        "The part of its budget that the busiest identity, address or upstream uses now: 1 is all of it.";
     audit_lines: Counters = Family::default(), "counter", "audit_lines_total", None::<Unit>, "outcome",
         "Lines of the audit log: written, or dropped because the disk was full, broken or too slow.";
     connections: Gauge = Gauge::default(), "gauge", "connections", None::<Unit>, "",
@@ -112,26 +154,36 @@ table! {
         "Questions to upstreams whether a client, or this server, may pull from a repository: granted, refused, or silent.";
     tags_resolved: Counters = Family::default(), "counter", "tags_resolved_total", None::<Unit>, "answer",
         "Tags resolved: fresh or stale from memory, resolved at the upstream, or stale because it failed.";
-    conversion_waits: Durations = durations(), "histogram", "conversion_wait_seconds", Some(Unit::Seconds), "outcome",
+    conversion_waits: TracedDurations = traced_durations(), "histogram", "conversion_wait_seconds", Some(Unit::Seconds), "outcome",
         "Time that a manifest request waited for the converted image.";
     conversions: Counters = Family::default(), "counter", "conversions_total", None::<Unit>, "outcome",
         "Conversions of images and indexes, by outcome: final (converted or recorded as not convertible), for now (not recorded), or failed.";
+    image_seconds: TracedSeconds = traced_seconds(), "histogram", "image_ready_seconds", Some(Unit::Seconds), "",
+        "Time from the first request of an image in this process until its converted image can be served.";
     layers: Counters = Family::default(), "counter", "layers_total", None::<Unit>, "outcome",
         "Layers of conversions, by outcome: converted here, passed through, found converted, or failed.";
-    layer_seconds: Histogram = seconds(), "histogram", "layer_conversion_seconds", Some(Unit::Seconds), "",
+    layer_seconds: TracedSeconds = traced_seconds(), "histogram", "layer_conversion_seconds", Some(Unit::Seconds), "",
         "Time to convert one layer, from the request of its first byte to its record.";
     layer_source_bytes: Counter = Counter::default(), "counter", "layer_source_bytes_total", Some(Unit::Bytes), "",
         "Bytes of tar in the layers converted here.";
     layer_bytes: Counter = Counter::default(), "counter", "layer_bytes_total", Some(Unit::Bytes), "",
         "Bytes of eStargz or zstd:chunked in the layers converted here.";
     conversions_running: Gauge = Gauge::default(), "gauge", "conversions_running", None::<Unit>, "",
-        "Image conversions running in this process.";
+        "Image conversions running in this process, those that wait for their turn included.";
+    conversions_waiting: Gauge = Gauge::default(), "gauge", "conversions_waiting", None::<Unit>, "",
+        "Image conversions that wait for their turn in this process.";
+    conversion_queue_age: Gauge<f64, AtomicU64> = Gauge::default(), "gauge", "conversion_queue_age_seconds", Some(Unit::Seconds), "",
+        "How long the longest of them has waited.";
     notification_events: Counters = Family::default(), "counter", "notification_events_total", None::<Unit>, "outcome",
         "Events of registries that announce pushes, by outcome: a conversion started or already running, the image refused by the rules, no room, not about an image (ignored), malformed, or a wrong secret.";
     leases: Counters = Family::default(), "counter", "leases_total", None::<Unit>, "outcome",
         "Leases requested, by outcome: taken, held by another process, or taken and lost later.";
     upstream_requests: Counters2 = Family::default(), "counter", "upstream_requests_total", None::<Unit>, "kind, class",
         "Requests to upstreams, each hop of a redirect separately, by kind and status class.";
+    upstream_quota: UpstreamGauges = Family::default(), "gauge", "upstream_quota_remaining", None::<Unit>, "upstream",
+        "Requests that an upstream still allows, from its last answer that said so (`ratelimit-remaining`); for the upstreams of the configuration and Docker Hub.";
+    upstream_quota_limit: UpstreamGauges = Family::default(), "gauge", "upstream_quota_limit", None::<Unit>, "upstream",
+        "Requests that this upstream allows in its period (`ratelimit-limit`).";
     store_operations: Counters2 = Family::default(), "counter", "store_operations_total", None::<Unit>,
         "operation, outcome", "Operations on the store's backend, by outcome.";
     store_cache: Counters = Family::default(), "counter", "store_cache_total", None::<Unit>, "outcome",
@@ -163,18 +215,26 @@ table! {
          long, or not made because the store or a process failed.";
     prediction_seconds: Histogram = seconds(), "histogram", "prediction_seconds", Some(Unit::Seconds), "",
         "Duration of these predictions.";
+    trace_spans: Counters = Family::default(), "counter", "trace_spans_total", None::<Unit>, "outcome",
+        "Spans of traces: exported, dropped because the queue was full, or failed because the collector did not take them.";
     runtime_late: Gauge<f64, AtomicU64> = Gauge::default(), "gauge", "runtime_late_seconds", Some(Unit::Seconds), "",
         "Delay of a task that the runtime should run each second.";
     runtime_stalls: Counter = Counter::default(), "counter", "runtime_stalls_total", None::<Unit>, "",
         "Number of times that the runtime was more than five seconds late.";
     agent_mounts: Gauge = Gauge::default(), "gauge", "agent_mounts", None::<Unit>, "",
         "Layers that the agent has mounted lazily.";
+    agent_damaged_layers: Gauge = Gauge::default(), "gauge", "agent_damaged_layers", None::<Unit>, "",
+        "Mounted layers that the agent cannot read any more: reads of their files fail.";
+    agent_layer_bytes: Counter = Counter::default(), "counter", "agent_layer_bytes_total", Some(Unit::Bytes), "",
+        "Bytes that the layers mounted lazily have in the registry: what would have been pulled. `starlift_agent_fetched_bytes_total` is what was.";
     agent_layers: Counters = Family::default(), "counter", "agent_layers_total", None::<Unit>, "outcome",
         "Layers requested from the agent: mounted lazily, or left to be unpacked.";
     agent_requests: Counters = Family::default(), "counter", "agent_fuse_requests_total", None::<Unit>, "operation",
         "Requests of the kernel for lazily mounted layers, by FUSE operation.";
     agent_reads: Counters = Family::default(), "counter", "agent_reads_total", None::<Unit>, "source",
         "Reads of lazily mounted files: from this node's cache, or fetched first; reads from the page cache are not seen.";
+    agent_read_waits: TracedSeconds = traced_seconds(), "histogram", "agent_read_wait_seconds", Some(Unit::Seconds), "",
+        "Time that reads of lazily mounted files waited for bytes that were not on the node.";
     agent_read_errors: Counter = Counter::default(), "counter", "agent_read_errors_total", None::<Unit>, "",
         "Reads of lazily mounted files that failed with EIO.";
     agent_fetched_bytes: Counters = Family::default(), "counter", "agent_fetched_bytes_total", Some(Unit::Bytes),
@@ -284,7 +344,7 @@ mod tests {
         metrics
             .request_seconds
             .get_or_create(&[("endpoint", "blob")])
-            .observe(0.1);
+            .observe(Duration::from_millis(100), None);
         let text = metrics.render().unwrap();
         assert!(
             text.contains(r#"starlift_requests_total{endpoint="blob",class="2xx"} 1"#),

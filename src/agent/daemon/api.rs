@@ -121,6 +121,10 @@ async fn exposition(State(layers): State<Arc<Layers>>) -> Result<Response<Body>,
     metrics::metrics()
         .cache_bytes
         .set(i64::try_from(held.bytes).unwrap_or(i64::MAX));
+    let damaged = layers.damaged();
+    metrics::metrics()
+        .agent_damaged_layers
+        .set(i64::try_from(damaged).unwrap_or(i64::MAX));
     let text = metrics::metrics()
         .render()
         .map_err(|_format| StatusCode::INTERNAL_SERVER_ERROR)?;

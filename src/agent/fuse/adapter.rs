@@ -11,7 +11,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem,
@@ -34,6 +34,7 @@ use crate::agent::layer_mount::LayerMount;
 use crate::agent::numbers::Inode;
 use crate::telemetry::limit::LineLimit;
 use crate::telemetry::metrics::metrics;
+use crate::telemetry::traces;
 
 /// Nothing ever changes, except that layers come and go, and the kernel is notified of that.
 const FOREVER: Duration = Duration::MAX;
@@ -164,15 +165,18 @@ impl Filesystem for Adapter {
         let waiting = Waiting(Some(reply));
         let span =
             tracing::info_span!("read", layer = %opened.layer(), inode = inode.0, offset, length);
+        let since = Instant::now();
         let work = async move {
-            match patiently(
+            let outcome = patiently(
                 limit,
                 most,
                 || opened.received(),
                 opened.read(offset, length),
             )
-            .await
-            {
+            .await;
+            let waits = &metrics().agent_read_waits;
+            waits.observe(since.elapsed(), traces::current_id());
+            match outcome {
                 Some(Ok(bytes)) => {
                     count_read("fetched");
                     waiting.answer(&bytes);

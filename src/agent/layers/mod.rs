@@ -204,8 +204,10 @@ impl Layers {
             number,
             digest,
             reference,
+            blob_size,
             ..
         } = &mount.record;
+        metrics().agent_layer_bytes.inc_by(*blob_size);
         tracing::info!(%number, layer = %digest, reference, "mounted lazily");
         Ok(*number)
     }

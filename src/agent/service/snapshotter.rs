@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::vec;
 
+use http::HeaderValue;
 use prost_types::Timestamp;
 use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
@@ -28,6 +29,7 @@ use crate::agent::snapshots::{
 use crate::containerd::services::snapshots::v1 as wire;
 use crate::containerd::types;
 use crate::telemetry::log::chain;
+use crate::telemetry::traces::{self, TRACEPARENT};
 
 /// Snapshots in one message of a list, as in containerd's own service.
 const PAGE: usize = 100;
@@ -260,6 +262,9 @@ impl wire::snapshots_server::Snapshots for Snapshotter {
         &self,
         request: Request<wire::PrepareSnapshotRequest>,
     ) -> Result<Response<wire::PrepareSnapshotResponse>, Status> {
+        // containerd sends it if it is traced itself.
+        let context = request.metadata().get(TRACEPARENT.as_str());
+        let context = context.and_then(|context| HeaderValue::from_bytes(context.as_bytes()).ok());
         let wire::PrepareSnapshotRequest {
             key,
             parent,
@@ -268,6 +273,7 @@ impl wire::snapshots_server::Snapshots for Snapshotter {
         } = request.into_inner();
         let (own, snapshot) = (self.clone(), SnapshotRequest::new(key, parent, labels));
         let span = tracing::info_span!("prepare", key = snapshot.key);
+        traces::continue_from_root(&span, context.as_ref());
         // Boxed, because the compiler limits how deep futures may lie in each other.
         let work = Box::pin(async move { own.prepare(snapshot).await });
         let mounts = run_to_completion(work.instrument(span)).await?;

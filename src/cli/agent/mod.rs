@@ -18,7 +18,7 @@ use crate::config::Layer;
 use crate::failure::Failure;
 use crate::registry;
 use crate::signals::cancel_on_signal;
-use crate::telemetry::log;
+use crate::telemetry;
 
 /// The directories in which containerd and Docker look for the settings of a registry's hosts.
 const CERTS_DIR: &str = "/etc/containerd/certs.d:/etc/docker/certs.d";
@@ -125,7 +125,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
 fn serve(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     let upstreams = service::upstream_layers(&args.upstream);
     let loaded = global.load(args.place.layers().into_iter().chain(upstreams).collect())?;
-    log::start(&loaded.config.log).map_err(Failure::from_error)?;
+    let exporter =
+        telemetry::start(&loaded.config.log, &loaded.config.traces).map_err(Failure::from_error)?;
     // Only the owner may use the agent's sockets and files, whatever the inherited umask is.
     // Directories of snapshots get their modes explicitly.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
@@ -135,7 +136,9 @@ fn serve(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
         .build()
         .map_err(Failure::when("threads cannot be started"))?;
     let watchdog = service::watch(&runtime, loaded.config.agent.liveness)?;
+    let exporting = service::export(&runtime, exporter);
     let outcome = runtime.block_on(until_signal(&loaded.config.agent, &loaded.config.upstreams));
+    exporting.finish(&runtime);
     drop(watchdog);
     // The next agent answers the reads that still wait.
     runtime.shutdown_background();

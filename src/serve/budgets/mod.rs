@@ -125,6 +125,18 @@ impl Budgets {
         }
     }
 
+    /// Sets the metrics of the budgets that the configuration limits.
+    pub(crate) fn measure(&self) {
+        for kind in [Kind::Identity, Kind::Address, Kind::Upstream] {
+            for (budget, part) in self.table(kind).highest_use() {
+                metrics()
+                    .budget_use
+                    .get_or_create(&[("of", kind.name()), ("budget", budget)])
+                    .set(part);
+            }
+        }
+    }
+
     /// The use of the busiest owners, for operators.
     pub(crate) fn status(&self) -> Value {
         let lines = |table: &Table| -> Vec<Line> {

@@ -1,6 +1,7 @@
 //! The use of the budgets of one kind: a bounded table with a line for each client that is active.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -168,6 +169,36 @@ impl Table {
         }
     }
 
+    /// For each limit on concurrent work: the part of it that the busiest owner uses.
+    pub(super) fn highest_use(&self) -> Vec<(&'static str, f64)> {
+        let limits = [
+            ("streams", self.limits.streams.map(count)),
+            ("conversions", self.limits.conversions.map(count)),
+            (
+                "bytes-under-way",
+                self.limits.bytes_under_way.map(|most| most.as_u64()),
+            ),
+        ];
+        let mut most = [0_u64; 3];
+        for usage in self.state.lock().lines.values() {
+            let usage = usage.lock();
+            let used = [
+                usage.streams as u64,
+                usage.conversions as u64,
+                usage.bytes_under_way,
+            ];
+            for (most, used) in most.iter_mut().zip(used) {
+                *most = used.max(*most);
+            }
+        }
+        let limited = limits.into_iter().zip(most);
+        let parts = limited.filter_map(|((budget, limit), used)| {
+            let limit = limit.filter(|limit| *limit > 0)?;
+            Some((budget, used as f64 / limit as f64))
+        });
+        parts.collect()
+    }
+
     /// The owners in use, the busiest first, at most `most`.
     pub(super) fn busiest(&self, most: usize) -> Vec<(Owner, Usage)> {
         let now = Instant::now();
@@ -184,6 +215,10 @@ impl Table {
         lines.truncate(most);
         lines
     }
+}
+
+fn count(limit: NonZeroUsize) -> u64 {
+    limit.get() as u64
 }
 
 impl Held {
@@ -253,7 +288,7 @@ impl Drop for Held {
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
-    use std::num::{NonZeroU32, NonZeroUsize};
+    use std::num::NonZeroU32;
 
     use bytesize::ByteSize;
 
@@ -288,6 +323,12 @@ mod tests {
         let conversion = table.convert(&user("a")).unwrap();
         assert_eq!(table.convert(&user("a")).unwrap_err().budget, "conversions");
         assert_eq!(table.busiest(1)[0].0, user("a"));
+        let parts = [
+            ("streams", 1.0),
+            ("conversions", 1.0),
+            ("bytes-under-way", 0.0),
+        ];
+        assert_eq!(table.highest_use(), parts);
         drop((held, other, conversion));
         assert!(table.busiest(9).is_empty(), "all is given back");
     }

@@ -13,4 +13,5 @@ mod profiles;
 mod provenance;
 mod pull;
 mod reads;
+mod watching;
 mod wire;

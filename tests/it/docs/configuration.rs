@@ -17,7 +17,7 @@ const MARKER: &str =
     "<!-- From here on generated from the source: UPDATE_DOCS=1 cargo test reference -->\n";
 
 /// Name of the table in the file, source file, struct.
-const PARTS: [(&str, &str, &str); 14] = [
+const PARTS: [(&str, &str, &str); 15] = [
     ("serve", "src/serve/config.rs", "Config"),
     ("serve.access", "src/serve/access/config.rs", "AccessConfig"),
     (
@@ -48,6 +48,7 @@ const PARTS: [(&str, &str, &str); 14] = [
     ("pull", "src/registry/config.rs", "Config"),
     ("upstream.NAME", "src/registry/config.rs", "UpstreamConfig"),
     ("log", "src/telemetry/log.rs", "Config"),
+    ("traces", "src/telemetry/traces/config.rs", "Config"),
 ];
 
 struct Field {

@@ -258,6 +258,14 @@ const LIMITS: &[(&str, Shown)] = &[
     ),
     ("pull.retries", By("trying_again_comes_to_an_end")),
     ("pull.retry_delay", NoLimit("a pause")),
+    (
+        "traces.ratio",
+        By("a_client_that_wishes_for_every_trace_gets_the_configured_part"),
+    ),
+    (
+        "traces.queue",
+        By("a_collector_that_hangs_holds_up_nothing_and_spans_over_the_queue_are_dropped"),
+    ),
 ];
 
 /// Returns the keys of the reference whose values are numbers, sizes or durations.

@@ -44,6 +44,7 @@ mod rot;
 mod stalled;
 mod tags;
 mod tls;
+mod traces;
 mod waiting;
 
 use std::net::SocketAddr;

@@ -36,12 +36,12 @@ fn is_of(module: &str) -> bool {
         || std::env::args().any(|argument| is_named(&argument))
 }
 
-/// Keys of `[agent]`, and of `[pull]` after `PULL_`. Servers on loopback are Starlift servers,
+/// Keys of `[agent]`, and of `[pull]` and `[traces]` after `PULL_` and `TRACES_`. Servers on loopback are Starlift servers,
 /// unless the settings say otherwise.
 fn environment(settings: Settings<'_>) -> impl Iterator<Item = (String, &str)> {
-    let variable = |key: &str| match key.strip_prefix("PULL_") {
-        Some(_) => format!("STARLIFT_{key}"),
-        None => format!("STARLIFT_AGENT_{key}"),
+    let variable = |key: &str| match key.split_once('_') {
+        Some(("PULL" | "TRACES", _)) => format!("STARLIFT_{key}"),
+        _ => format!("STARLIFT_AGENT_{key}"),
     };
     // The other tests run over the driver that a node has.
     let driver = match () {

@@ -5,6 +5,7 @@ pub(crate) mod bucket;
 pub(crate) mod cache;
 pub(crate) mod certificates;
 pub(crate) mod clients;
+pub(crate) mod collector;
 pub(crate) mod containerd;
 pub(crate) mod cri;
 pub(crate) mod crictl;

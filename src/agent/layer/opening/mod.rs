@@ -28,6 +28,7 @@ use crate::agent::layer::fetch::Fetcher;
 use crate::agent::layer::spec::LayerSpec;
 use crate::oci::Digest;
 use crate::telemetry::log::chain;
+use crate::telemetry::traces::in_trace;
 use crate::transport::Upstreams;
 
 /// Most layers that are opened ahead at the same time, over all images. Four requests in a round
@@ -236,7 +237,7 @@ impl Openings {
             number,
             toc_digest,
             begin,
-            tail: AbortOnDropHandle::new(tokio::spawn(work)),
+            tail: AbortOnDropHandle::new(tokio::spawn(in_trace(work))),
         }
     }
 }
