@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 use bytes::Bytes;
-use reqwest::header::{AUTHORIZATION, HeaderMap};
+use reqwest::header::{AUTHORIZATION, DATE, HeaderMap};
 use reqwest::{Body, Method, StatusCode};
 use url::Url;
 
@@ -66,6 +67,17 @@ pub(super) struct Capabilities {
     pub(super) pull: bool,
     /// Tags.
     pub(super) resolve: bool,
+}
+
+/// How a host lets this machine in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// It asks for no credentials.
+    Open,
+    /// It takes a token for nobody in particular.
+    Anonymous,
+    /// It takes the credentials of this machine.
+    Login,
 }
 
 impl Capabilities {
@@ -290,6 +302,55 @@ impl Endpoint {
             url.query_pairs_mut().append_pair(name, value);
         }
         self.read_url(read, url).await
+    }
+
+    /// Reads the root of the API, and logs in if the host requires it. Also returns the time of the
+    /// host's clock, from its first answer, whatever else that is.
+    pub(super) async fn reach(&self) -> (Option<SystemTime>, Result<Entry, Error>) {
+        let first = match self.fetch_root(None).await {
+            Ok(answer) => answer,
+            Err(error) => return (None, Err(error)),
+        };
+        let date = first
+            .header(DATE)
+            .and_then(|date| httpdate::parse_http_date(date).ok());
+        if first.status() != StatusCode::UNAUTHORIZED {
+            return (date, first.accepted().map(|_answer| Entry::Open));
+        }
+        let mut outcome = Err(Error::Unauthorized);
+        for auth in self.identity.iter().chain([&self.auth]) {
+            outcome = self.enter(auth, first.headers()).await;
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        (date, outcome)
+    }
+
+    /// Reads the root of the API with the authorization that a challenge asks for.
+    async fn enter(&self, auth: &Authenticator, challenge: &HeaderMap) -> Result<Entry, Error> {
+        // No repository: the login itself is tried, and no right to any image.
+        let authorization = auth
+            .after_refusal(challenge, "", Action::Pull, None)
+            .await?;
+        self.fetch_root(Some(&authorization)).await?.accepted()?;
+        Ok(if auth.is_anonymous().await {
+            Entry::Anonymous
+        } else {
+            Entry::Login
+        })
+    }
+
+    async fn fetch_root(&self, authorization: Option<&Authorization>) -> Result<Answer, Error> {
+        let mut url = self.place.base.clone();
+        url.set_path(&format!("{}/", self.place.root));
+        let fetch = Fetch {
+            method: Method::GET,
+            url,
+            headers: HeaderMap::new(),
+            secrets: self.secrets(authorization),
+        };
+        self.http.fetch(&fetch).await
     }
 
     /// Reads a link from the registry's answer. A link to another host is refused.

@@ -17,7 +17,11 @@ pub(super) enum Action {
 }
 
 impl Action {
+    /// Returns the scope of a repository. No repository needs none.
     pub(super) fn scope(self, repository: &str) -> String {
+        if repository.is_empty() {
+            return String::new();
+        }
         let actions = match self {
             Self::Pull => "pull",
             Self::Push => "pull,push",

@@ -85,7 +85,9 @@ async fn get(key: &TokenKey, mut url: Url, http: &Http, login: &Login) -> Result
         if let Some(service) = &key.service {
             query.append_pair("service", service);
         }
-        query.append_pair("scope", &key.scope);
+        if !key.scope.is_empty() {
+            query.append_pair("scope", &key.scope);
+        }
         if let Login::Password { user, .. } = login {
             query.append_pair("account", user);
         }

@@ -3,9 +3,11 @@
 
 mod access;
 mod budgets;
+mod container_node;
 mod containers;
 mod cri;
 mod crictl;
+mod doctor;
 mod fake_registry;
 mod identities;
 mod install;
@@ -17,6 +19,7 @@ mod pulls;
 mod ranges;
 mod reference;
 mod registry_clients;
+mod rootless;
 mod rpull;
 mod snapshots;
 mod upstreams;

@@ -79,7 +79,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("api_client", &[]),
-    ("doctor", &["agent", "containerd"]),
+    ("doctor", &["agent", "containerd", "registry"]),
     ("install", &["agent", "containerd", "doctor"]),
     (
         "inspect",
