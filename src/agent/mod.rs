@@ -26,6 +26,7 @@ pub(crate) mod observe;
 pub(crate) mod prefetch;
 pub(crate) mod service;
 pub(crate) mod snapshots;
+mod user_namespace;
 
 /// The agent's section of a configuration file.
 pub use config::{Background, Config, DriverKind, ImageRule, KeeperKind};

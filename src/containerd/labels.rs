@@ -72,6 +72,21 @@ impl Source {
     }
 }
 
+/// Returns labels of a layer that does not exist, and of no target: a snapshotter that gets them
+/// makes an ordinary snapshot.
+pub(crate) fn dry() -> Labels {
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let labels = [
+        (stargz::REFERENCE, "registry.invalid/dry:1"),
+        (stargz::LAYER, &digest),
+        (cri::REFERENCE, "registry.invalid/dry:1"),
+        (cri::LAYER, &digest),
+    ];
+    labels
+        .map(|(label, value)| (label.to_owned(), value.to_owned()))
+        .into()
+}
+
 /// Whether a layer's annotations say that it can be read lazily.
 pub(crate) fn may_be_lazy(layer: &Descriptor) -> bool {
     TOC_DIGESTS

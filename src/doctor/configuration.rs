@@ -62,6 +62,17 @@ pub(crate) fn pause_image(dump: &Table) -> Option<&str> {
     newer.or_else(|| text(plugins.get(CRI_1)?, "sandbox_image"))
 }
 
+/// Returns the name of the snapshotter with this address.
+pub(crate) fn snapshotter<'a>(dump: &'a Table, address: &Path) -> Option<&'a str> {
+    own_plugin(dump, address).map(|(name, _)| name)
+}
+
+/// Returns the directories of hosts that CRI reads, separated by `:`.
+pub(crate) fn certs_dirs<'a>(dump: &'a Table, facts: &Facts<'_>) -> Option<&'a str> {
+    let cri = Cri::find(dump, facts)?;
+    text(cri.table.get("registry")?, "config_path").filter(|dirs| !dirs.is_empty())
+}
+
 fn own_plugin<'a>(dump: &'a Table, address: &Path) -> Option<(&'a str, &'a Value)> {
     let plugins = dump.get("proxy_plugins").and_then(Value::as_table);
     let entry = plugins.into_iter().flatten().find(|(_, plugin)| {

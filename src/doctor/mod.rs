@@ -3,7 +3,10 @@
 
 mod check;
 mod configuration;
+mod file_system;
+mod labels;
 mod pause;
+mod servers;
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt as _;
@@ -23,6 +26,7 @@ use crate::agent::layer::data::FreeSpace;
 use crate::agent::layers::report::Report;
 use crate::containerd::program::Program;
 use crate::containerd::version::Version;
+use crate::registry;
 pub(crate) use check::{Check, State, text};
 pub(crate) use configuration::{Facts, judge};
 
@@ -31,18 +35,27 @@ const WANTED_KERNEL: (u32, u32) = (6, 9);
 /// The first kernel whose overlayfs takes as many lower layers as images have, without workarounds.
 const NEEDED_KERNEL: (u32, u32) = (5, 4);
 
-/// Checks this node: the machine, the agent, and containerd's configuration file and socket.
-pub(crate) async fn examine(
-    config: &agent::Config,
-    containerd_config: &Path,
-    containerd_address: &Path,
-) -> Vec<Check> {
+/// A node, as its doctor finds it.
+#[derive(Debug)]
+pub(crate) struct Node<'a> {
+    pub(crate) agent: &'a agent::Config,
+    /// The hosts of registries, as the agent asks them.
+    pub(crate) upstreams: &'a registry::Config,
+    pub(crate) containerd: &'a Program,
+    pub(crate) containerd_config: &'a Path,
+    pub(crate) containerd_address: &'a Path,
+}
+
+/// Checks a node: the machine, the agent, containerd's configuration and sockets, and the servers.
+pub(crate) async fn examine(node: &Node<'_>) -> Vec<Check> {
+    let config = node.agent;
     let mut checks = vec![
         root(),
         fuse(),
         kernel(&rustix::system::uname().release().to_string_lossy()),
         disk(&config.root, config.min_free.map(|bytes| bytes.as_u64())),
-        listening("containerd", containerd_address, "start containerd"),
+        file_system::check(&config.root),
+        listening("containerd", node.containerd_address, "start containerd"),
     ];
     let report = api::report(&config.root).await;
     checks.extend(report.as_ref().ok().map(|report| driver(&report.driver)));
@@ -51,7 +64,10 @@ pub(crate) async fn examine(
         request_timeout::current(),
         config.read_timeout,
     ));
-    checks.extend(containerd(config, containerd_config, containerd_address).await);
+    let containerd = containerd(node).await;
+    checks.extend(containerd.checks);
+    let certs_dirs = containerd.certs_dirs.as_deref();
+    checks.extend(servers::check(node.upstreams, certs_dirs).await);
     checks
 }
 
@@ -62,7 +78,7 @@ fn root() -> Check {
         Check::bad(
             "user",
             "not root",
-            "the agent mounts file systems: run the agent and the doctor as root",
+            "the agent mounts file systems: run the agent and the doctor as root, or in the namespaces of rootless containerd (containerd-rootless-setuptool.sh nsenter)",
         )
     }
 }
@@ -163,11 +179,24 @@ fn listening(what: &'static str, socket: &Path, mend: &str) -> Check {
     }
 }
 
-/// Checks containerd's configuration: the file, then the effective configuration.
-async fn containerd(config: &agent::Config, path: &Path, address: &Path) -> Vec<Check> {
+/// The checks of containerd, and the facts in its configuration that others need.
+#[derive(Debug, Default)]
+struct Containerd {
+    checks: Vec<Check>,
+    /// The directories of hosts that CRI reads.
+    certs_dirs: Option<String>,
+}
+
+/// Checks containerd's configuration: the file, then the effective configuration, then whether the
+/// containerd that runs has it.
+async fn containerd(node: &Node<'_>) -> Containerd {
     const WHAT: &str = "containerd's configuration";
-    let program = Program::new("containerd");
-    let version = program.version().await;
+    let only = |check: Check| Containerd {
+        checks: vec![check],
+        certs_dirs: None,
+    };
+    let (config, path) = (node.agent, node.containerd_config);
+    let version = node.containerd.version().await;
     let root = std::path::absolute(&config.root).unwrap_or_else(|_| config.root.clone());
     let empty = Table::new();
     let mut facts = Facts {
@@ -180,49 +209,35 @@ async fn containerd(config: &agent::Config, path: &Path, address: &Path) -> Vec<
     let file = match fs::read_to_string(path) {
         Ok(file) => file,
         Err(error) => {
-            return vec![Check::bad(
-                WHAT,
-                format!("{}: {error}", path.display()),
-                facts.lines(),
-            )];
+            let finding = format!("{}: {error}", path.display());
+            return only(Check::bad(WHAT, finding, facts.lines()));
         }
     };
     let file = match file.parse::<Table>() {
         Ok(file) => file,
         Err(error) => {
             let finding = format!("{}: {}", path.display(), error.message());
-            return vec![Check::bad(
+            return only(Check::bad(
                 WHAT,
                 finding,
                 "containerd cannot read it either",
-            )];
+            ));
         }
     };
     facts.file = &file;
-    let (first, dump) = match program.dump(path).await {
-        Ok(dump) => (
-            Check::good(
-                WHAT,
-                format!(
-                    "{} as containerd {} reads it",
-                    path.display(),
-                    named(version)
-                ),
-            ),
-            dump,
-        ),
+    let (first, dump) = match node.containerd.dump(path).await {
+        Ok(dump) => {
+            let shown = path.display();
+            let read = format!("{shown} as containerd {} reads it", named(version));
+            (Check::good(WHAT, read), dump)
+        }
         Err(error) => {
+            let finding = format!("`containerd config dump` failed: {error}");
             let mend = "the checks below judge only the file, not the effective configuration";
-            (
-                Check::fair(
-                    WHAT,
-                    format!("`containerd config dump` failed: {error}"),
-                    mend,
-                ),
-                file.clone(),
-            )
+            (Check::fair(WHAT, finding, mend), file.clone())
         }
     };
+    let address = node.containerd_address;
     let pause = match configuration::pause_image(&dump) {
         // A containerd that does not answer is ignored here, because it has its own check.
         Some(image) => pause::unpacked_for(address, image)
@@ -233,7 +248,13 @@ async fn containerd(config: &agent::Config, path: &Path, address: &Path) -> Vec<
     facts.pause = &pause;
     let mut checks = vec![first];
     checks.extend(configuration::judge(&dump, &facts));
-    checks
+    if let Some(name) = configuration::snapshotter(&dump, &config.address) {
+        checks.extend(labels::check(address, &config.address, name).await);
+    }
+    Containerd {
+        checks,
+        certs_dirs: configuration::certs_dirs(&dump, &facts).map(str::to_owned),
+    }
 }
 
 fn named(version: Option<Version>) -> String {

@@ -23,7 +23,7 @@ mod target;
 mod unit;
 
 pub(crate) use hosts::Mirror;
-pub(crate) use node::{Node, Paths};
+pub(crate) use node::{Node, Paths, User};
 pub(crate) use removal::uninstall;
 pub(crate) use setup::{Agent, install};
 pub(crate) use step::Step;

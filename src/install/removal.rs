@@ -36,10 +36,11 @@ pub(crate) async fn uninstall(
     let mut steps: Vec<Step> = changes.map(Change::step).collect();
     let mut commands = Vec::new();
     if containerd.iter().any(Change::is_needed) {
-        commands.extend(services::restart_containerd(&node.containerd_services).await);
+        let services = &node.containerd_services;
+        commands.extend(node.manager.restart_containerd(services).await);
     }
     if unit.is_some() {
-        commands.extend(services::stop_agent());
+        commands.extend(node.manager.stop_agent());
     }
     if !is_dry_run {
         changes::apply(&containerd)?;
@@ -56,7 +57,7 @@ pub(crate) async fn uninstall(
         if !is_dry_run {
             changes::apply(&[unit])?;
         }
-        steps.extend(runner.run(&[services::reload()]).await?);
+        steps.extend(runner.run(&[node.manager.reload()]).await?);
     }
     if node.agent_root.exists() {
         steps.push(Step::Note(format!(

@@ -1,6 +1,6 @@
-//! The services of a node: systemd's, or none.
+//! The services of a node: those of the machine's systemd, of a user's, or none.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use tokio::process::Command;
@@ -22,45 +22,68 @@ pub(super) enum Runner {
     Nobody,
 }
 
-/// Whether systemd runs the services of this machine.
-pub(super) fn has_systemd() -> bool {
-    Path::new(SYSTEMD).is_dir()
+/// The systemd that has the services.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Manager {
+    /// The machine's.
+    Machine,
+    /// A user's, with its runtime directory.
+    User(PathBuf),
 }
 
-/// The commands that make the agent's unit run. A new unit also restarts an agent that runs.
-pub(super) fn start_agent() -> Vec<Vec<String>> {
-    vec![
-        reload(),
-        systemctl(&["enable", unit::NAME]),
-        systemctl(&["restart", unit::NAME]),
-    ]
-}
-
-/// The command that makes the agent's unit stop, before its file is deleted.
-pub(super) fn stop_agent() -> Vec<Vec<String>> {
-    vec![systemctl(&["disable", "--now", unit::NAME])]
-}
-
-/// The command that makes systemd forget a unit whose file was deleted.
-pub(super) fn reload() -> Vec<String> {
-    systemctl(&["daemon-reload"])
-}
-
-/// Returns the command that restarts the one of `services` that runs, or the first one.
-pub(super) async fn restart_containerd(services: &[String]) -> Vec<Vec<String>> {
-    let mut running = services.first();
-    for service in services {
-        if run(&systemctl(&["is-active", "--quiet", service]))
-            .await
-            .is_ok()
-        {
-            running = Some(service);
+impl Manager {
+    /// Whether it runs.
+    pub(super) fn runs(&self) -> bool {
+        match self {
+            Self::Machine => Path::new(SYSTEMD).is_dir(),
+            Self::User(runtime) => runtime.join("systemd").is_dir(),
         }
     }
-    running
-        .into_iter()
-        .map(|service| systemctl(&["restart", service]))
-        .collect()
+
+    fn systemctl(&self, arguments: &[&str]) -> Vec<String> {
+        let user: &[&str] = match self {
+            Self::Machine => &[],
+            Self::User(_) => &["--user"],
+        };
+        let words = ["systemctl"].iter().chain(user).chain(arguments);
+        words.map(|&word| word.to_owned()).collect()
+    }
+
+    /// The commands that make the agent's unit run. A new unit also restarts an agent that runs.
+    pub(super) fn start_agent(&self) -> Vec<Vec<String>> {
+        vec![
+            self.reload(),
+            self.systemctl(&["enable", unit::NAME]),
+            self.systemctl(&["restart", unit::NAME]),
+        ]
+    }
+
+    /// The command that makes the agent's unit stop, before its file is deleted.
+    pub(super) fn stop_agent(&self) -> Vec<Vec<String>> {
+        vec![self.systemctl(&["disable", "--now", unit::NAME])]
+    }
+
+    /// The command that makes systemd forget a unit whose file was deleted.
+    pub(super) fn reload(&self) -> Vec<String> {
+        self.systemctl(&["daemon-reload"])
+    }
+
+    /// Returns the command that restarts the one of `services` that runs, or the first one.
+    pub(super) async fn restart_containerd(&self, services: &[String]) -> Vec<Vec<String>> {
+        let mut running = services.first();
+        for service in services {
+            if run(&self.systemctl(&["is-active", "--quiet", service]))
+                .await
+                .is_ok()
+            {
+                running = Some(service);
+            }
+        }
+        running
+            .into_iter()
+            .map(|service| self.systemctl(&["restart", service]))
+            .collect()
+    }
 }
 
 impl Runner {
@@ -116,9 +139,4 @@ async fn run(command: &[String]) -> Result<(), Failure> {
     }
     let errors = String::from_utf8_lossy(&output.stderr);
     Err(Failure::new(format!("{shown} failed: {}", errors.trim())))
-}
-
-fn systemctl(arguments: &[&str]) -> Vec<String> {
-    let words = ["systemctl"].iter().chain(arguments);
-    words.map(|&word| word.to_owned()).collect()
 }

@@ -12,7 +12,8 @@ use super::services::Runner;
 use super::settings::{self, Plugin, Setting};
 use super::step::Step;
 use super::target::{self, Target};
-use super::{MARK, PLUGIN, edit, effective, services, unit};
+use super::{MARK, PLUGIN, edit, effective, unit};
+use crate::agent::daemon::root;
 use crate::containerd::services::snapshots::v1::ListSnapshotsRequest;
 use crate::containerd::session::Session;
 use crate::containerd::version::Version;
@@ -77,12 +78,17 @@ pub(crate) async fn install(
     let is_restarted = is_changed || is_loaded(node).await == Some(false);
     let mut commands = Vec::new();
     if unit.iter().any(Change::is_needed) {
-        commands.extend(services::start_agent());
+        commands.extend(node.manager.start_agent());
     }
     if is_restarted {
-        commands.extend(services::restart_containerd(&node.containerd_services).await);
+        let services = &node.containerd_services;
+        commands.extend(node.manager.restart_containerd(services).await);
     }
     if !is_dry_run {
+        if node.is_rootless() {
+            // The agent cannot tell the owners of all parents apart, inside its user namespace.
+            root::secure(&node.agent_root).map_err(Failure::when("agent.root not usable"))?;
+        }
         changes::apply(&containerd)?;
         if let Err(failure) = check(node, &found, &target).await {
             changes::take_back(&containerd);
@@ -92,8 +98,12 @@ pub(crate) async fn install(
         changes::apply(unit.as_slice())?;
     }
     if is_changed && !node.has_unit {
-        let command = "left to you: run `starlift agent` before containerd".to_owned();
-        steps.push(Step::Note(command));
+        let command = if node.is_rootless() {
+            "left to you: run `starlift agent` in the namespaces of containerd, with the same --address and --root"
+        } else {
+            "left to you: run `starlift agent` before containerd"
+        };
+        steps.push(Step::Note(command.to_owned()));
     }
     let runner = Runner::choose(node.has_services, is_dry_run);
     steps.extend(runner.run(&commands).await?);
@@ -213,6 +223,7 @@ fn unit_change(node: &Node, agent: &Agent) -> Result<Option<Change>, Failure> {
     let command = unit::Command {
         executable: &agent.executable,
         arguments: agent.arguments.clone(),
+        is_rootless: node.is_rootless(),
     };
     let text = unit::text(&command)?;
     Change::whole(&unit::path(&node.unit_dir), Some(text)).map(Some)

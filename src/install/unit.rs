@@ -11,7 +11,9 @@ use crate::failure::Failure;
 
 pub(super) const NAME: &str = "starlift-agent.service";
 const TEXT: &str = include_str!("../../deploy/starlift-agent.service");
-const COMMAND: &str = "ExecStart=/usr/local/bin/starlift agent\n";
+/// The same for the namespaces of rootless containerd.
+const ROOTLESS: &str = include_str!("../../deploy/starlift-agent-rootless.service");
+const COMMAND: &str = "/usr/local/bin/starlift agent\n";
 const SECTION: &str = "[Unit]\n";
 /// systemd ignores keys with this prefix. Another executable makes another unit, so that the agent
 /// is restarted when its executable was replaced.
@@ -26,6 +28,8 @@ pub(super) struct Command<'a> {
     pub(super) executable: &'a Path,
     /// Further arguments, such as `--root` with its value.
     pub(super) arguments: Vec<String>,
+    /// Whether it runs in the namespaces of rootless containerd.
+    pub(super) is_rootless: bool,
 }
 
 pub(super) fn path(unit_dir: &Path) -> PathBuf {
@@ -42,7 +46,8 @@ pub(super) fn text(command: &Command<'_>) -> Result<String, Failure> {
     let words = [command.executable.display().to_string(), "agent".to_owned()];
     let words = words.iter().chain(&command.arguments);
     let words: Vec<String> = words.map(|word| quoted(word)).collect();
-    let text = TEXT.replace(COMMAND, &format!("ExecStart={}\n", words.join(" ")));
+    let text = if command.is_rootless { ROOTLESS } else { TEXT };
+    let text = text.replace(COMMAND, &format!("{}\n", words.join(" ")));
     let text = text.replacen(SECTION, &format!("{SECTION}{EXECUTABLE}={digest}\n"), 1);
     Ok(format!("{MARK}\n{text}"))
 }
@@ -83,6 +88,7 @@ mod tests {
         let command = Command {
             executable: &executable,
             arguments: vec!["--root".to_owned(), "/a b/100%".to_owned()],
+            is_rootless: false,
         };
         let first = text(&command).unwrap();
         let line = format!(
@@ -93,5 +99,14 @@ mod tests {
         assert_eq!(text(&command).unwrap(), first);
         std::fs::write(&executable, "2").unwrap();
         assert_ne!(text(&command).unwrap(), first);
+        let rootless = text(&Command {
+            is_rootless: true,
+            ..command
+        });
+        let line = format!(
+            "%t/containerd-rootless {} agent --root \"/a b/100%%\"\n",
+            executable.display()
+        );
+        assert!(rootless.unwrap().contains(&line));
     }
 }

@@ -167,7 +167,8 @@ impl Builder {
         Ok(Registry::new(mirrors, own, self.retry()))
     }
 
-    fn host(
+    /// Builds one of a registry's hosts. Blocking.
+    pub(super) fn host(
         &self,
         name: &str,
         host: &Host,
@@ -244,7 +245,7 @@ impl Builder {
         )
     }
 
-    fn rules(&self) -> DialRules {
+    pub(super) fn rules(&self) -> DialRules {
         DialRules::new(self.config.allowed_hosts.clone(), self.config.allow_private)
     }
 
@@ -285,7 +286,7 @@ impl Builder {
     }
 
     /// Returns the URL of a registry of which only the name is known.
-    fn default_url(&self, name: &str) -> Result<Url, Error> {
+    pub(super) fn default_url(&self, name: &str) -> Result<Url, Error> {
         let url = default_url(name, "https")?;
         // Port 443 means TLS on every host.
         let is_plain = self.is_plain_loopback(&url) && !name.ends_with(":443");

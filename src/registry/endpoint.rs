@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 use bytes::Bytes;
-use reqwest::header::{AUTHORIZATION, HeaderMap};
+use reqwest::header::{AUTHORIZATION, DATE, HeaderMap};
 use reqwest::{Body, Method, StatusCode};
 use url::Url;
 
@@ -66,6 +67,17 @@ pub(super) struct Capabilities {
     pub(super) pull: bool,
     /// Tags.
     pub(super) resolve: bool,
+}
+
+/// How a host lets this machine in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// It asks for no credentials.
+    Open,
+    /// It takes a token for nobody in particular.
+    Anonymous,
+    /// It takes the credentials of this machine.
+    Login,
 }
 
 impl Capabilities {
@@ -295,11 +307,6 @@ impl Endpoint {
     /// Requests the root of the API, with or without credentials. With them, an answer that is not a
     /// success is an error.
     pub(super) async fn root(&self, with_login: bool) -> Result<Answer, Error> {
-        let mut url = self.place.base.clone();
-        url.set_path(&format!("{}/", self.place.root));
-        if let Some(name) = &self.place.mirror_of {
-            url.query_pairs_mut().append_pair("ns", name);
-        }
         if with_login {
             // The root belongs to no repository, and this name is not sent.
             let unnamed =
@@ -310,13 +317,63 @@ impl Endpoint {
                     });
             let unnamed: Repository = unnamed?;
             let read = Read::get(&unnamed, String::new());
-            return self.read_as(&self.auth, "", &read, &url).await;
+            return self.read_as(&self.auth, "", &read, &self.root_url()).await;
         }
+        self.fetch_root(None).await
+    }
+
+    /// Reads the root of the API, and logs in if the host requires it. Also returns the time of the
+    /// host's clock, from its first answer, whatever else that is.
+    pub(super) async fn reach(&self) -> (Option<SystemTime>, Result<Entry, Error>) {
+        let first = match self.fetch_root(None).await {
+            Ok(answer) => answer,
+            Err(error) => return (None, Err(error)),
+        };
+        let date = first
+            .header(DATE)
+            .and_then(|date| httpdate::parse_http_date(date).ok());
+        if first.status() != StatusCode::UNAUTHORIZED {
+            return (date, first.accepted().map(|_answer| Entry::Open));
+        }
+        let mut outcome = Err(Error::Unauthorized);
+        for auth in self.identity.iter().chain([&self.auth]) {
+            outcome = self.enter(auth, first.headers()).await;
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        (date, outcome)
+    }
+
+    /// Reads the root of the API with the authorization that a challenge asks for.
+    async fn enter(&self, auth: &Authenticator, challenge: &HeaderMap) -> Result<Entry, Error> {
+        // No repository: the login itself is tried, and no right to any image.
+        let authorization = auth
+            .after_refusal(challenge, "", Action::Pull, None)
+            .await?;
+        self.fetch_root(Some(&authorization)).await?.accepted()?;
+        Ok(if auth.is_anonymous().await {
+            Entry::Anonymous
+        } else {
+            Entry::Login
+        })
+    }
+
+    fn root_url(&self) -> Url {
+        let mut url = self.place.base.clone();
+        url.set_path(&format!("{}/", self.place.root));
+        if let Some(name) = &self.place.mirror_of {
+            url.query_pairs_mut().append_pair("ns", name);
+        }
+        url
+    }
+
+    async fn fetch_root(&self, authorization: Option<&Authorization>) -> Result<Answer, Error> {
         let fetch = Fetch {
             method: Method::GET,
-            url,
+            url: self.root_url(),
             headers: HeaderMap::new(),
-            secrets: self.secrets(None),
+            secrets: self.secrets(authorization),
         };
         self.http.fetch(&fetch).await
     }

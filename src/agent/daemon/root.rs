@@ -11,6 +11,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::path::{Component, Path, PathBuf};
 
 use crate::agent::layer_mount::LayerMount;
+use crate::agent::user_namespace::unmapped_user;
 
 const PRIVATE: u32 = 0o700;
 const STICKY: u32 = 0o1000;
@@ -50,7 +51,7 @@ pub(crate) fn secure(root: &Path) -> Result<PathBuf, RootError> {
         .mode(PRIVATE)
         .create(root)
         .map_err(failed)?;
-    let path = resolve(&std::path::absolute(root).map_err(failed)?)?;
+    let path = resolve(&std::path::absolute(root).map_err(failed)?, unmapped_user())?;
     fs::set_permissions(&path, Permissions::from_mode(PRIVATE)).map_err(failed)?;
     check_entries(&path)?;
     Ok(path)
@@ -58,7 +59,10 @@ pub(crate) fn secure(root: &Path) -> Result<PathBuf, RootError> {
 
 /// Resolves an absolute path as the kernel does, and checks every directory and symbolic link on
 /// the way.
-fn resolve(path: &Path) -> Result<PathBuf, RootError> {
+///
+/// In a user namespace, parents may also belong to the user `unmapped`: the machine's root, who owns
+/// `/home`, has no other name there. `agent install` checks them outside, where every owner has one.
+fn resolve(path: &Path, unmapped: Option<u32>) -> Result<PathBuf, RootError> {
     let mut left = names(path);
     let mut at = PathBuf::from("/");
     let mut links = 0;
@@ -69,7 +73,10 @@ fn resolve(path: &Path) -> Result<PathBuf, RootError> {
         }
         let next = at.join(&name);
         let found = fs::symlink_metadata(&next).map_err(io_at(&next))?;
-        check_owner(&next, &found)?;
+        let is_parent = !left.is_empty();
+        if !(is_parent && unmapped == Some(found.uid())) {
+            check_owner(&next, &found)?;
+        }
         if found.is_symlink() {
             links += 1;
             if links > MAX_LINKS {
@@ -216,6 +223,24 @@ mod tests {
             chown(path, Some(0), None).unwrap();
         }
         secure(&root).unwrap();
+    }
+
+    #[test]
+    fn parents_of_nobody_in_particular_are_for_user_namespaces() {
+        if !is_root() {
+            return;
+        }
+        let folder = folder();
+        let parent = made(&folder.path().join("parent"), 0o755);
+        let root = made(&parent.join("root"), 0o700);
+        chown(&parent, Some(65534), None).unwrap();
+        assert_eq!(resolve(&root, Some(65534)).unwrap(), root);
+        assert!(resolve(&root, Some(65533)).is_err());
+        fs::set_permissions(&parent, Permissions::from_mode(0o777)).unwrap();
+        assert!(resolve(&root, Some(65534)).is_err());
+        fs::set_permissions(&parent, Permissions::from_mode(0o755)).unwrap();
+        chown(&root, Some(65534), None).unwrap();
+        assert!(resolve(&root, Some(65534)).is_err());
     }
 
     #[test]

@@ -34,7 +34,7 @@ use crate::agent::numbers::LayerNumber;
 use directories::Directories;
 pub(crate) use error::{Error, MAX_LABEL_LEN};
 use metadata::Metadata;
-pub(crate) use overlay::Mount;
+pub(crate) use overlay::{Mount, needs_user_attributes};
 use overlay::{Overlay, Paths};
 pub(crate) use record::{Info, Kind, Labels, LazyLayer, StoredLayer, Usage};
 use record::{Lower, Record};

@@ -1,9 +1,9 @@
 //! The mounts of a snapshot, in the form of containerd's overlay snapshotter.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::record::Kind;
+use crate::agent::user_namespace;
 
 /// A mount for containerd.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl Overlay {
         if has("index") {
             options.push("index=off");
         }
-        if in_user_namespace() && !on_tmpfs(root) {
+        if needs_user_attributes(root) {
             options.push("userxattr");
         }
         Self {
@@ -111,10 +111,10 @@ fn bind(path: &Path, maps: &[String], access: &str) -> Mount {
     }
 }
 
-/// Inside a user namespace, overlayfs stores its marks in `user.` attributes.
-fn in_user_namespace() -> bool {
-    let whole = ["0", "0", "4294967295"];
-    fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !map.split_whitespace().eq(whole))
+/// Whether an overlay with its upper directory below `root` needs the option `userxattr`: inside a
+/// user namespace, overlayfs stores its marks in `user.` attributes.
+pub(crate) fn needs_user_attributes(root: &Path) -> bool {
+    user_namespace::is_inside() && !on_tmpfs(root)
 }
 
 /// tmpfs has no `user.` attributes for overlayfs to use.

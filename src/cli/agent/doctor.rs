@@ -4,29 +4,26 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::Place;
+use super::{Place, nodes};
 use crate::cli::{Global, output};
-use crate::doctor::{State, examine, text};
+use crate::doctor::{Node, State, examine, text};
 use crate::failure::Failure;
+use crate::install::{self, Paths};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     place: Place,
-    /// containerd's configuration file
-    #[arg(
-        long,
-        value_name = "FILE",
-        default_value = "/etc/containerd/config.toml"
-    )]
-    containerd_config: PathBuf,
-    /// containerd's socket
-    #[arg(
-        long,
-        value_name = "SOCKET",
-        default_value = "/run/containerd/containerd.sock"
-    )]
-    containerd_address: PathBuf,
+    /// containerd's program [default: that of k3s or RKE2, else containerd]
+    #[arg(long, value_name = "FILE")]
+    containerd: Option<PathBuf>,
+    /// containerd's configuration file [default: that of k3s or RKE2, else
+    /// /etc/containerd/config.toml]
+    #[arg(long, value_name = "FILE")]
+    containerd_config: Option<PathBuf>,
+    /// containerd's socket [default: that of k3s and RKE2, else /run/containerd/containerd.sock]
+    #[arg(long, value_name = "SOCKET")]
+    containerd_address: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -34,8 +31,21 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: &Args, global: &Global) -> Result<ExitCode, Failure> {
     let loaded = global.load(args.place.layers())?;
-    let config = &loaded.config.agent;
-    let checks = examine(config, &args.containerd_config, &args.containerd_address).await;
+    let paths = Paths {
+        containerd: args.containerd.clone(),
+        containerd_config: args.containerd_config.clone(),
+        containerd_address: args.containerd_address.clone(),
+        ..Paths::default()
+    };
+    let found = install::Node::find(&paths, &loaded.config.agent, true);
+    let node = Node {
+        agent: &loaded.config.agent,
+        upstreams: &nodes(&loaded.config.upstreams),
+        containerd: found.containerd(),
+        containerd_config: found.containerd_config(),
+        containerd_address: found.containerd_address(),
+    };
+    let checks = examine(&node).await;
     if args.json {
         output::print_json(&checks)?;
     } else {

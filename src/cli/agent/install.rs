@@ -1,13 +1,14 @@
 //! `starlift agent install` and `uninstall`: make the agent the snapshotter of this node's
-//! containerd, and undo it.
+//! containerd, and undo it. Another user than root has a rootless containerd.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::Place;
+use crate::agent;
 use crate::cli::{Global, output};
 use crate::failure::Failure;
-use crate::install::{self, Agent, Mirror, Node, Paths, Step};
+use crate::install::{self, Agent, Mirror, Node, Paths, Step, User};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -62,7 +63,8 @@ struct NodeArgs {
     /// The systemd service that starts containerd [default: that of k3s or RKE2, else containerd]
     #[arg(long, value_name = "NAME")]
     containerd_service: Option<String>,
-    /// The folder of hosts.toml files, if containerd names none [default: /etc/containerd/certs.d]
+    /// The folder of hosts.toml files, if containerd names none [default: /etc/containerd/certs.d;
+    /// for other users than root, here as above, the folders of rootless containerd]
     #[arg(long, value_name = "DIR")]
     certs_dir: Option<PathBuf>,
     /// The folder of systemd's units [default: /etc/systemd/system, if systemd runs]
@@ -72,7 +74,7 @@ struct NodeArgs {
 
 impl NodeArgs {
     fn node(&self, global: &Global) -> Result<Node, Failure> {
-        let loaded = global.load(self.place.layers())?;
+        let user = user()?;
         let paths = Paths {
             containerd: self.containerd.clone(),
             containerd_config: self.containerd_config.clone(),
@@ -80,16 +82,40 @@ impl NodeArgs {
             containerd_service: self.containerd_service.clone(),
             certs_dir: self.certs_dir.clone(),
             unit_dir: self.unit_dir.clone(),
+            user: user.clone(),
         };
-        Ok(Node::find(&paths, &loaded.config.agent, self.no_services))
+        let agent = self.agent(global, user.as_ref())?;
+        Ok(Node::find(&paths, &agent, self.no_services))
+    }
+
+    /// Returns the configuration of the agent. A user's agent has its socket and root in the user's
+    /// folders, unless they are configured.
+    fn agent(&self, global: &Global, user: Option<&User>) -> Result<agent::Config, Failure> {
+        let loaded = global.load(self.place.layers())?;
+        let mut config = loaded.config.agent.clone();
+        if let Some((address, root)) = user.map(User::agent) {
+            if loaded.is_default(&["agent", "address"]) {
+                config.address = address;
+            }
+            if loaded.is_default(&["agent", "root"]) {
+                config.root = root;
+            }
+        }
+        Ok(config)
     }
 
     /// Returns the flags of the agent that the unit starts.
     fn agent_arguments(&self, global: &Global) -> Result<Vec<String>, Failure> {
+        let user = user()?;
+        let config = self.agent(global, user.as_ref())?;
+        let of_user = |path: &PathBuf| user.as_ref().map(|_| path.clone());
         let flags = [
-            ("--address", &self.place.address),
-            ("--root", &self.place.root),
-            ("--config", &global.config),
+            (
+                "--address",
+                self.place.address.clone().or(of_user(&config.address)),
+            ),
+            ("--root", self.place.root.clone().or(of_user(&config.root))),
+            ("--config", global.config.clone()),
         ];
         let mut arguments = Vec::new();
         for (flag, path) in flags {
@@ -100,6 +126,33 @@ impl NodeArgs {
         }
         Ok(arguments)
     }
+}
+
+/// Returns the folders of the user who runs this program, `None` for root.
+///
+/// # Errors
+/// If the user has no runtime directory, without which there is no rootless containerd.
+fn user() -> Result<Option<User>, Failure> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    let folder = |name: &str| {
+        let path = std::env::var_os(name).map(PathBuf::from);
+        path.filter(|path| path.is_absolute())
+    };
+    let missing = |name: &str| {
+        Failure::new(format!(
+            "{name} is not set: run it as root, or log in as the user of rootless containerd"
+        ))
+    };
+    let home = folder("HOME").ok_or_else(|| missing("HOME"))?;
+    let or_home =
+        |name: &str, default: &str| folder(name).unwrap_or_else(|| Path::new(&home).join(default));
+    Ok(Some(User {
+        config: or_home("XDG_CONFIG_HOME", ".config"),
+        data: or_home("XDG_DATA_HOME", ".local/share"),
+        runtime: folder("XDG_RUNTIME_DIR").ok_or_else(|| missing("XDG_RUNTIME_DIR"))?,
+    }))
 }
 
 pub(super) async fn install(args: &Args, global: &Global) -> Result<ExitCode, Failure> {

@@ -141,6 +141,12 @@ impl Authenticator {
         Ok(authorization)
     }
 
+    /// Whether there is no login for the registry as a whole.
+    pub(super) async fn is_anonymous(&self) -> bool {
+        let has_token = matches!(self.credentials.bearer().await, Ok(Some(_)));
+        !has_token && matches!(self.credentials.login("").await, Ok(Login::Anonymous))
+    }
+
     async fn satisfy(
         &self,
         challenge: &Challenge,

@@ -20,7 +20,7 @@ use super::endpoint::Capabilities;
 use super::tls::Tls;
 
 /// The directory for hosts that have none of their own.
-const DEFAULT_DIRECTORY: &str = "_default";
+pub(super) const DEFAULT_DIRECTORY: &str = "_default";
 const HOSTS_FILE: &str = "hosts.toml";
 /// The longest `hosts.toml`. It is written by hand, and nobody writes this much.
 const MAX_HOSTS_FILE: u64 = 1 << 20;
@@ -136,6 +136,23 @@ impl Roots {
             .any(|directory| directory.is_dir())
     }
 
+    /// Returns the names of the directories, as registries are named, in their order. Blocking.
+    pub(super) fn names(&self) -> Vec<String> {
+        let entries = self
+            .0
+            .iter()
+            .filter_map(|root| std::fs::read_dir(root).ok());
+        let mut names: Vec<String> = entries
+            .flat_map(|entries| entries.flatten())
+            .filter(|entry| entry.path().is_dir())
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .map(|name| registry_of(&name))
+            .collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
     /// Looks up the directory for `host`. Blocking.
     pub(super) fn find(&self, host: &str) -> HostsLookup {
         let mut found = HostsLookup::default();
@@ -172,6 +189,18 @@ fn own_directories(root: &Path, host: &str) -> Vec<PathBuf> {
         .chain([host])
         .map(|name| root.join(name))
         .collect()
+}
+
+/// Returns the registry that a directory is for: `a.example_5000_` is `a.example:5000`.
+fn registry_of(directory: &str) -> String {
+    let with_port = directory
+        .strip_suffix('_')
+        .and_then(|name| name.rsplit_once('_'))
+        .filter(|(name, port)| !name.is_empty() && port.parse::<u16>().is_ok());
+    with_port.map_or_else(
+        || directory.to_owned(),
+        |(name, port)| format!("{name}:{port}"),
+    )
 }
 
 /// Reads `hosts.toml`. If it is missing or empty, the certificates beside it are used, as in
@@ -252,6 +281,8 @@ mod tests {
             assert_eq!(roots.name(host), is_own, "{host}");
         }
         assert!(Roots::new(None).find("a.example").hosts.is_none());
+        let names = ["_default", "a.example", "a.example:5000", "b.example:5000"];
+        assert_eq!(roots.names(), names);
     }
 
     #[test]

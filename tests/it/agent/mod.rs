@@ -2,6 +2,7 @@
 
 mod burst;
 mod cri_proxy;
+mod doctor;
 mod erofs;
 mod identity;
 mod limits;

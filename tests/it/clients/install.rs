@@ -221,7 +221,7 @@ async fn a_pod_starts_lazily_after_the_installation_and_nothing_is_left_after_it
 }
 
 /// Files as people and distributions write them for containerd 2.x. `ETC` is their folder.
-const FILES_OF_2: [(&str, &str, &str); 6] = [
+const FILES_OF_2: [(&str, &str, &str); 7] = [
     ("no file's content", "", "config.toml"),
     (
         "a file of version 3",
@@ -236,6 +236,11 @@ const FILES_OF_2: [(&str, &str, &str); 6] = [
     (
         "a file of version 2, whose snapshotter containerd 2 drops",
         "version = 2\n[plugins.'io.containerd.grpc.v1.cri']\n  sandbox_image = 'pause:1'\n",
+        "conf.d/50-starlift.toml",
+    ),
+    (
+        "the file of a node of kind, of version 2 although its containerd is 2.x",
+        "version = 2\n[proxy_plugins.fuse-overlayfs]\n  type = 'snapshot'\n  address = '/run/fuse.sock'\n[plugins.'io.containerd.grpc.v1.cri']\n  sandbox_image = 'pause:1'\n  tolerate_missing_hugepages_controller = true\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\n  discard_unpacked_layers = true\n  snapshotter = 'overlayfs'\n  default_runtime_name = 'runc'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\n  runtime_type = 'io.containerd.runc.v2'\n[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc.options]\n  SystemdCgroup = true\n",
         "conf.d/50-starlift.toml",
     ),
     (

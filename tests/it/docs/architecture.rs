@@ -92,7 +92,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "transport",
         ],
     ),
-    ("doctor", &["agent", "containerd"]),
+    ("doctor", &["agent", "containerd", "registry"]),
     ("install", &["agent", "containerd", "doctor"]),
     (
         "inspect",
