@@ -163,7 +163,8 @@ fn endpoint(path: &str) -> &'static str {
             "/healthz" | "/readyz" | "/metrics" => "health",
             "/v2" => "ping",
             "/token" => "token",
-            "/" => "page",
+            "/" | "/images" | "/sign-in" => "page",
+            _ if path.starts_with("/images/") => "page",
             _ if path.starts_with("/api/") => "api",
             _ => "other",
         };

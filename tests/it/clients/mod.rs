@@ -2,6 +2,7 @@
 //! the reference.
 
 mod access;
+mod browser;
 mod budgets;
 mod containers;
 mod cri;
