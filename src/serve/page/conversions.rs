@@ -51,7 +51,7 @@ fn row(conversion: &Conversion, now: u64) -> Markup {
         });
     let since = match conversion.ended {
         Some(ended) => text::ago(ended, now),
-        None => format!("since {} s", now.saturating_sub(conversion.started)),
+        None => format!("for {} s", now.saturating_sub(conversion.started)),
     };
     html! {
         li class="card" {

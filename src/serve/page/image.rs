@@ -35,11 +35,14 @@ pub(crate) async fn show(
         Err(error) => return frame::unreadable(&app, &error),
     };
     // The page is useful without these.
-    let starts = app.catalog.starts(&image.entry).await.ok();
     let start = if image.entry.is_index {
         None
     } else {
         app.catalog.start(&image.entry).await.ok().flatten()
+    };
+    let starts = match &start {
+        Some(start) => Some(start.summary.starts()),
+        None => app.catalog.starts(&image.entry).await.ok(),
     };
     let title = images::title(&image.entry);
     let content = html! {

@@ -53,7 +53,7 @@ pub(crate) async fn show(State(app): State<Arc<App>>, _: Viewer, caller: Caller)
             }
             (conversions::list(&conversions, &jobs))
         }
-        (usage::section(&app.config, &host))
+        (usage::section(&app.config, &host, is_live && !is_paused))
     };
     let mut page = Page::new(host.name.clone(), Tab::Start, content);
     page.refresh = (is_live && !is_paused).then_some(REFRESH);

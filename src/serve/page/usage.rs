@@ -53,7 +53,10 @@ impl Host {
     }
 }
 
-pub(super) fn section(config: &Config, host: &Host) -> Markup {
+/// `is_refreshing`: browsers forget the chosen part of a page that loads itself again, so that
+/// choosing a client then leads to the page that does not.
+pub(super) fn section(config: &Config, host: &Host, is_refreshing: bool) -> Markup {
+    let page = if is_refreshing { "/?pause=1" } else { "" };
     let tabs = [
         ("docker", "Docker", docker(host)),
         ("containerd", "containerd", containerd(host)),
@@ -74,7 +77,7 @@ pub(super) fn section(config: &Config, host: &Host) -> Markup {
                 }
             }
             nav class="tabs" aria-label="Clients" {
-                @for (id, name, _) in &tabs { a href={ "#" (id) } { (name) } }
+                @for (id, name, _) in &tabs { a href={ (page) "#" (id) } { (name) } }
             }
             div class="panels" {
                 @for (id, name, content) in &tabs {

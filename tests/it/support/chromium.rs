@@ -81,7 +81,10 @@ impl Chromium {
         });
         self.call("Emulation.setDeviceMetricsOverride", &size);
         let feature = json!({"name": "prefers-color-scheme", "value": scheme});
-        self.call("Emulation.setEmulatedMedia", &json!({"features": [feature]}));
+        self.call(
+            "Emulation.setEmulatedMedia",
+            &json!({"features": [feature]}),
+        );
     }
 
     /// Answers challenges with this user from now on.
