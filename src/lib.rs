@@ -1,7 +1,7 @@
 //! Starlift makes any container image start before it is downloaded.
 //!
 //! The rooms of the crate, and who may import whom, stand in `docs/ARCHITECTURE.md` and are tested.
-//! The server is `serve`, `learn`, `predict`, `convert` and `rewrite`; the node is `agent`,
+//! The server is `serve`, `catalog`, `learn`, `predict`, `convert` and `rewrite`; the node is `agent`,
 //! `recording` and `containerd`; both stand on `transport`, `registry`, `store`, `tocs`, `profile`
 //! and `oci`. `cli` is the command line.
 //!
@@ -34,6 +34,8 @@ mod api_client;
 pub mod aside;
 mod backoff;
 pub mod budget;
+#[cfg(feature = "serve")]
+pub mod catalog;
 pub mod cli;
 mod clock;
 pub mod config;

@@ -18,6 +18,7 @@ use super::config::{self, Config, Layout};
 use super::documents::Documents;
 use super::error::Error;
 use super::layer_converter::{self, Attempts, LayerConverter};
+use super::origin::Place;
 use super::pace::Pace;
 use super::priority::Priorities;
 use super::status::{Board, Conversion, Running};
@@ -509,16 +510,21 @@ impl Shared {
         depth: usize,
         running: &Running,
     ) -> Result<ImageOutcome, Error> {
+        let place = Place {
+            source,
+            repository,
+            depth,
+        };
         match self
             .glance(manifest, move |plan| Work::of(plan, depth))
             .await?
         {
             Work::PassThrough(reason) => self
-                .pass_through(manifest, reason)
+                .pass_through(place, manifest, reason)
                 .await
                 .map(ImageOutcome::Final),
             Work::Image => self
-                .image(source, repository, manifest, running)
+                .image(place, manifest, running)
                 .await
                 .map(ImageOutcome::Final),
             Work::Index(children) => {

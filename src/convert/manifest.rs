@@ -13,6 +13,7 @@ use super::documents::{self, off_worker};
 use super::error::Error;
 use super::layer_converter;
 use super::layer_converter::SLOT_WITHIN;
+use super::origin::{self, Place};
 use super::status::Running;
 use crate::oci::{Descriptor, Digest, Manifest, Repository};
 use crate::rewrite::image::Assembled;
@@ -26,11 +27,15 @@ use crate::transport::Source;
 impl Shared {
     pub(super) async fn pass_through(
         &self,
+        place: Place<'_>,
         manifest: &Manifest,
         reason: String,
     ) -> Result<ImageRecord, Error> {
         tracing::info!(source = %manifest.digest, reason, "image passes through");
-        let record = index::passed_through(manifest, reason);
+        let record = ImageRecord {
+            origin: Some(place.origin()),
+            ..index::passed_through(manifest, reason)
+        };
         let (len, read) = (manifest.bytes.len(), manifest.clone());
         self.keep_stack(off_worker(len, move || outline::of_itself(&read)).await?)
             .await;
@@ -40,11 +45,13 @@ impl Shared {
 
     pub(super) async fn image(
         self: &Arc<Self>,
-        source: &Source,
-        repository: &Repository,
+        place: Place<'_>,
         manifest: &Manifest,
         running: &Running,
     ) -> Result<ImageRecord, Error> {
+        let Place {
+            source, repository, ..
+        } = place;
         let started = Instant::now();
         let _slot = self
             .layers
@@ -54,22 +61,22 @@ impl Shared {
         let planned = self.planned(source.turn(), manifest).await?;
         let plan = match planned.plan {
             Plan::Image(plan) => self.with_claims_checked(source, repository, plan).await?,
-            Plan::PassThrough(reason) => return self.pass_through(manifest, reason).await,
+            Plan::PassThrough(reason) => return self.pass_through(place, manifest, reason).await,
             Plan::Index(_) => {
                 return self
-                    .pass_through(manifest, "an index, not an image".to_owned())
+                    .pass_through(place, manifest, "an index, not an image".to_owned())
                     .await;
             }
         };
         if let Some(reason) = plan.unconverted() {
-            return self.pass_through(manifest, reason).await;
+            return self.pass_through(place, manifest, reason).await;
         }
         let (text, _config_share) = self
             .config_bytes(source, repository, &plan.manifest.config)
             .await?;
         let (config, config_weight) = match self.read_config(text, plan.layers.len()).await? {
             Ok(config) => config,
-            Err(reason) => return self.pass_through(manifest, reason).await,
+            Err(reason) => return self.pass_through(place, manifest, reason).await,
         };
         let layers = to_convert(&plan);
         running.layers(
@@ -89,6 +96,7 @@ impl Shared {
             digest: config_digest,
             ..
         } = plan.manifest.config.clone();
+        let sources = origin::sources(&plan.manifest);
         let assembled = self
             .assembled(manifest, plan, (config, config_weight), outcomes)
             .await?;
@@ -96,6 +104,7 @@ impl Shared {
             tracing::info!(source = %manifest.digest, %digest, reason, "layer stays as it is");
         }
         let mut record = index::unchanged(manifest);
+        record.origin = Some(place.origin());
         (record.passed_through, record.limits) = (assembled.passed_through, assembled.limits);
         if let Some(converted) = assembled.converted {
             let is_verified = record.passed_through.is_empty();
@@ -111,6 +120,7 @@ impl Shared {
                 layers,
             );
             self.keep_stack(Some(stack)).await;
+            record.origin = Some(place.origin_of(sources, &converted.image, started.elapsed()));
             record.objects = converted.objects;
             if let Some(config) = converted.config {
                 let config = self.store.put(&config_type, config).await?;

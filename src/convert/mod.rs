@@ -17,6 +17,7 @@ mod external;
 mod layer;
 mod layer_converter;
 mod manifest;
+mod origin;
 mod pace;
 mod platforms;
 mod priority;

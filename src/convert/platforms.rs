@@ -3,12 +3,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::converter::{ImageOutcome, Outcome, Shared};
 use super::documents::off_worker;
 use super::error::Error;
+use super::origin::{self, Place};
 use crate::oci::{Digest, Manifest, Repository};
 use crate::registry;
 use crate::rewrite::index::{self, Child};
@@ -38,6 +40,12 @@ impl Shared {
         wanted: Vec<Digest>,
         depth: usize,
     ) -> Result<ImageOutcome, Error> {
+        let started = Instant::now();
+        let place = Place {
+            source,
+            repository,
+            depth,
+        };
         let made = stream::iter(wanted).map(|digest| async move {
             let made = self.child(source, repository, &digest, depth + 1).await;
             (digest, made)
@@ -49,13 +57,13 @@ impl Shared {
             Plan::Index(plan) => plan,
             Plan::PassThrough(reason) => {
                 return self
-                    .pass_through(manifest, reason)
+                    .pass_through(place, manifest, reason)
                     .await
                     .map(ImageOutcome::Final);
             }
             Plan::Image(_) => {
                 return self
-                    .pass_through(manifest, "an image, not an index".to_owned())
+                    .pass_through(place, manifest, "an image, not an index".to_owned())
                     .await
                     .map(ImageOutcome::Final);
             }
@@ -84,6 +92,7 @@ impl Shared {
             children.insert(digest, child);
         }
         let (plan, mut record, documents) = self.assembled_index(manifest, plan, children).await?;
+        record.origin = Some(place.origin_of_index(record.origin, started.elapsed()));
         match failure {
             Some(error) if documents.is_empty() => Err(Error::Children(error)),
             Some(_) => {
@@ -247,6 +256,7 @@ impl Shared {
         {
             return Ok(record.clone());
         }
+        renewed.origin = origin::renewed(record, renewed.origin.as_ref());
         renewed.objects.extend(record.objects.iter().cloned());
         self.keep_index(&manifest, &plan, &mut renewed, documents)
             .await?;

@@ -15,6 +15,7 @@ use super::config::{self, Layout};
 use super::converter::{self, Converter, Shared};
 use super::error::Error;
 use super::layer_converter::{self, Attempts, LayerConverter};
+use super::origin::Place;
 use super::priority::{Priorities, Priority};
 use crate::clock::unix_now;
 use crate::flight::Flight;
@@ -219,9 +220,12 @@ impl Shared {
         let running = self
             .board
             .start(source.name(), repository, &source_manifest.digest);
-        let made = self
-            .image(source, repository, source_manifest, &running)
-            .await;
+        let place = Place {
+            source,
+            repository,
+            depth: 0,
+        };
+        let made = self.image(place, source_manifest, &running).await;
         running.finish(made.as_ref());
         made
     }
@@ -241,6 +245,10 @@ impl Shared {
         made.objects.sort_unstable();
         made.objects.dedup();
         made.order = Some(order);
+        let was_child = record.origin.is_some_and(|origin| origin.is_child);
+        if let Some(origin) = &mut made.origin {
+            origin.is_child = was_child;
+        }
         self.link(source, repository, &made).await?;
         self.put_image(&made).await?;
         // An index that contains this image includes it at its next refresh.

@@ -207,10 +207,35 @@ impl Profiles {
         Ok(Some(known))
     }
 
+    /// As [`knowledge`](Self::knowledge), but predicts nothing.
+    pub async fn known_so_far(&self, stack: &Stack) -> Result<Option<Arc<Knowledge>>, Error> {
+        match self.stack(stack).await? {
+            Some(image) => self.known(&image.config).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The reader of stored TOCs. Its clones share one cache.
+    pub fn tocs(&self) -> &Tocs {
+        &self.shared.tocs
+    }
+
     /// Returns the digest of the source manifest of the image with these layers; `None` when no
     /// image here has them.
     pub async fn source_of(&self, stack: &Stack) -> Result<Option<Digest>, Error> {
         Ok(self.stack(stack).await?.map(|image| image.source.clone()))
+    }
+
+    /// Returns the profile with the files to prefetch for a start.
+    pub async fn profile(
+        &self,
+        known: Arc<Knowledge>,
+        workload: Workload,
+    ) -> Result<Profile, Error> {
+        let slot = self.shared.slots.acquire().await;
+        let _slot = slot.map_err(|_closed| Error::BrokenOff)?;
+        let made = tokio::task::spawn_blocking(move || known.profile(&workload)).await;
+        made.map_err(|_ended| Error::BrokenOff)
     }
 
     /// Returns the profile with the files to prefetch for a start, as it is served. It has at most

@@ -8,6 +8,7 @@ use super::document::{Profile, ProfiledFile, Source, Sources};
 use super::file::FileUse;
 use super::learned::Learned;
 use super::observation::{MAX_FILES, Observation};
+use super::summary::{Summary, WorkloadSummary};
 use super::workload::Workload;
 use crate::oci::Digest;
 
@@ -208,6 +209,23 @@ impl Knowledge {
             .map(Learned::heard)
             .max()
             .unwrap_or_default()
+    }
+
+    /// The sources of the profile, in numbers.
+    pub fn summary(&self) -> Summary {
+        let workloads = self.workloads.iter();
+        let workloads = workloads.map(|(workload, learned)| WorkloadSummary {
+            workload: workload.clone(),
+            starts: learned.starts(),
+            nodes: learned.observers() - learned.clients(),
+            clients: learned.clients(),
+            heard: learned.heard(),
+        });
+        Summary {
+            recorded: self.recorded.as_ref().map(Vec::len),
+            predicted: self.suggested.as_ref().map(Vec::len),
+            workloads: workloads.collect(),
+        }
     }
 
     /// The files to prefetch for a workload: those recorded by hand, then those learned. If there

@@ -117,6 +117,14 @@ impl Learned {
         self.observers.len()
     }
 
+    /// The number of observers that are clients known by their ranges.
+    pub(super) fn clients(&self) -> usize {
+        let observers = self.observers.iter();
+        observers
+            .filter(|observer| observer.source == Source::Ranges)
+            .count()
+    }
+
     /// The number of reported starts.
     pub(super) fn starts(&self) -> u32 {
         self.observers

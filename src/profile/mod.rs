@@ -17,6 +17,7 @@ mod knowledge;
 mod learned;
 mod observation;
 mod stack;
+mod summary;
 mod workload;
 
 pub use document::{
@@ -28,4 +29,5 @@ pub use knowledge::{Knowledge, MAX_KNOWN_FILES, MAX_WORKLOADS};
 pub use learned::{HALF_LIFE, MAX_OBSERVERS};
 pub use observation::{MAX_FILES, MAX_OBSERVATION_BYTES, Observation, ObservationError};
 pub use stack::Stack;
+pub use summary::{Summary, WorkloadSummary};
 pub use workload::{ParseWorkloadError, Workload};

@@ -28,8 +28,8 @@ pub(crate) enum Child {
 /// Replaces children in the index by their converted images. `children` holds the known outcomes,
 /// by source digest.
 ///
-/// Returns the record and the documents to store: the converted index, and the same in the other
-/// family's media types. When no child is replaced there are no documents, and the record names the
+/// Returns the record, with the sizes of these children as its origin, and the documents to store:
+/// the converted index, and the same in the other family's media types. When no child is replaced there are no documents, and the record names the
 /// source itself.
 pub(crate) fn assemble(
     source: &Manifest,
@@ -56,6 +56,8 @@ pub(crate) fn assemble(
                         .to_owned();
                 }
                 replace(descriptor, child);
+                let sizes = record.origin.get_or_insert_default();
+                child.origin.iter().for_each(|origin| sizes.add(origin));
                 record.objects.extend(child.objects.iter().cloned());
                 match &descriptor.platform {
                     Some(platform) => record.platforms.push(platform.to_platform()),
@@ -131,6 +133,7 @@ pub(crate) fn unchanged(source: &Manifest) -> ImageRecord {
         passed_through: Vec::new(),
         limits: Vec::new(),
         order: None,
+        origin: None,
     }
 }
 
@@ -239,6 +242,7 @@ mod tests {
             passed_through: vec![],
             limits: vec![],
             order: None,
+            origin: None,
         }))
     }
 

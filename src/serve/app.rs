@@ -8,6 +8,7 @@ use moka::future::Cache;
 use tokio::sync::Semaphore;
 
 use crate::budget::Budget;
+use crate::catalog::Catalog;
 use crate::convert::Converter;
 use crate::flight::Forgotten;
 use crate::learn::{Profiles, Ranges};
@@ -60,6 +61,8 @@ pub(crate) struct App {
     pub(crate) blob_sizes: BlobSizes,
     pub(crate) jobs: Jobs,
     pub(crate) profiles: Profiles,
+    /// What the store holds, for the pages.
+    pub(crate) catalog: Catalog,
     /// Set if ranges are learned from.
     pub(crate) ranges: Option<Ranges>,
     /// One permit for each node that may send an observation at the same time.
@@ -99,6 +102,11 @@ impl App {
         Ok(Self {
             ranges: learns
                 .then(|| Ranges::start(profiles.clone(), config.profiles.starts_before_redirect)),
+            catalog: Catalog::new(
+                store.clone(),
+                converter.generation().clone(),
+                profiles.clone(),
+            ),
             profiles,
             resolver: Resolver::new(&config, forgotten.clone()),
             source_manifests: SourceManifests::new(config.manifest_cache, forgotten),

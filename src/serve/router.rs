@@ -85,7 +85,11 @@ fn router(app: Arc<App>, face: Face) -> Router {
         );
     let api = Router::new()
         .route("/metrics", get(health::metrics))
-        .route("/", get(page::show))
+        .route("/", get(page::start))
+        .route("/images", get(page::images))
+        .route("/images/{image}", get(page::image))
+        .route("/images/{image}/layers/{layer}", get(page::folder))
+        .route("/sign-in", get(page::sign_in))
         .route("/api/v1/status", get(api::status))
         .route("/api/v1/conversions", get(api::list).post(api::start))
         .route("/api/v1/conversions/{id}", get(api::one));

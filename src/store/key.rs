@@ -76,6 +76,11 @@ pub enum Key {
 }
 
 impl Key {
+    /// The place of all image records of a generation.
+    pub(super) fn images_of(generation: &Generation) -> String {
+        format!("records/image/{}", Name(&generation.0))
+    }
+
     /// The kind of object, as a metric label.
     pub(super) fn kind(&self) -> &'static str {
         match self {

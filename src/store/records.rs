@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Damage, Error};
 use super::key::{Generation, Key};
+use super::origin::Origin;
 use super::{Object, Store, seal};
 use crate::oci::{Descriptor, Digest, Platform};
 
@@ -91,6 +92,9 @@ pub struct ImageRecord {
     /// Set if the converted layers begin with the files that are read first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<Order>,
+    /// Where the image came from, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
 }
 
 /// The order of files in a converted image, and when it was made.
@@ -149,8 +153,10 @@ impl ImageRecord {
             .iter()
             .map(|passed| DIGEST + passed.reason.len());
         let translated = self.translated.as_ref().map_or(0, |_| 4 * DIGEST);
+        let origin = self.origin.as_ref().map_or(0, Origin::weight);
         (self.objects.len() + self.platforms.len() + self.limits.len() + 4) * DIGEST
             + translated
+            + origin
             + reasons.sum::<usize>()
     }
 }

@@ -582,6 +582,7 @@ mod tests {
                 passed_through: Vec::new(),
                 limits: Vec::new(),
                 order: None,
+                origin: None,
             };
             let key = Key::ImageRecord {
                 generation: Generation("g".to_owned()),

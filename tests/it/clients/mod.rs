@@ -3,6 +3,7 @@
 
 mod access;
 mod ahead;
+mod browser;
 mod budgets;
 mod container_node;
 mod containers;

@@ -12,6 +12,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "serve",
         &[
+            "catalog",
             "learn",
             "convert",
             "store",
@@ -21,6 +22,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "oci",
         ],
     ),
+    ("catalog", &["learn", "tocs", "store", "profile", "oci"]),
     (
         "learn",
         &["predict", "tocs", "layers", "store", "profile", "oci"],
@@ -137,6 +139,7 @@ const FOR_ALL: &[&str] = &[
 /// These may name the crate `estargz`.
 const FORMAT: &[&str] = &[
     "agent",
+    "catalog",
     "conversion",
     "convert",
     "inspect",

@@ -22,6 +22,8 @@ const TREE: Bounded = By(&[
 ]);
 const JOBS: Bounded = By(&["the_longest_references_to_convert_cost_their_places"]);
 
+const PAGES: Bounded = By(&["pages_of_very_many_files_cost_their_toc_once"]);
+
 /// The paths of `src/serve/router.rs` and the operations below `/v2/`.
 const SERVER: &[(&str, Bounded)] = &[
     ("/healthz", Fixed),
@@ -81,6 +83,10 @@ const SERVER: &[(&str, Bounded)] = &[
     ),
     ("/metrics", JOBS),
     ("/", JOBS),
+    ("/images", PAGES),
+    ("/images/{image}", PAGES),
+    ("/images/{image}/layers/{layer}", PAGES),
+    ("/sign-in", Fixed),
     ("/api/v1/status", JOBS),
     ("/api/v1/conversions", JOBS),
     ("/api/v1/conversions/{id}", JOBS),

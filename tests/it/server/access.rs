@@ -309,7 +309,7 @@ pub(crate) async fn token(
 }
 
 /// A server with users of its own: `carol` with a password, `ci` with a token.
-async fn own_users() -> (Stage, tempfile::TempDir) {
+pub(crate) async fn own_users() -> (Stage, tempfile::TempDir) {
     own_users_with(|_| {}).await
 }
 

@@ -28,6 +28,7 @@ mod manifests;
 mod memory;
 mod names;
 mod oidc;
+mod pages;
 mod panics;
 mod peaks;
 mod predictions;

@@ -449,3 +449,29 @@ async fn a_layer_of_very_many_entries_costs_its_toc() {
     // The memory of conversions, and some 300 bytes for each entry.
     hostile.assert_peak_below(128 + 72);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_very_many_files_cost_their_toc_once() {
+    const ENTRIES: usize = 100_000;
+    let hostile = Hostile::start_with(&["--wait", "25s"]).await;
+    let image = ImageBuilder::new(1).build();
+    let image = image.with_layer(&hostile::tar_of(ENTRIES));
+    hostile.registry.push("app", "v1", &image);
+    hostile.get("/v2/local/app/manifests/v1").await;
+    let converted = hostile.server.converted("local/app", "v1");
+    let layer = converted["layers"][0]["digest"].as_str().unwrap();
+    let page = format!("/images/{}", image.digest());
+    let folder = format!("{page}/layers/{layer}");
+    let text = hostile.get(&folder).await.text().await.unwrap();
+    assert!(text.contains("of 100\u{202f}000"), "{text}");
+    let pages = (0..200).map(|number| match number % 3 {
+        0 => "/images".to_owned(),
+        1 => page.clone(),
+        _ => format!("{folder}?from={}", number * 400),
+    });
+    let held: Vec<_> = pages.map(|page| hostile.ask(&page)).collect();
+    until_it_rests(&hostile.server);
+    // The memory of the conversion, some 300 bytes for each entry, and the answers.
+    hostile.assert_peak_below(128 + 72);
+    drop(held);
+}

@@ -99,6 +99,7 @@ pub(crate) async fn put_image(
         passed_through: Vec::new(),
         limits: Vec::new(),
         order: None,
+        origin: None,
     };
     store.put_image(&generation(), &record).await?;
     Ok(record)

@@ -4,6 +4,7 @@ pub(crate) mod agent;
 pub(crate) mod bucket;
 pub(crate) mod cache;
 pub(crate) mod certificates;
+pub(crate) mod chromium;
 pub(crate) mod clients;
 pub(crate) mod collector;
 pub(crate) mod containerd;
