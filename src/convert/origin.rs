@@ -50,12 +50,12 @@ impl Place<'_> {
     }
 
     /// The origin of an index whose children have the sizes in `children`.
-    pub(super) fn origin_of_index(&self, children: Option<Origin>, took: Duration) -> Origin {
+    pub(super) fn origin_of_index(&self, children: Option<&Origin>, took: Duration) -> Origin {
         let own = Origin {
             took_ms: u64::try_from(took.as_millis()).ok(),
             ..self.origin()
         };
-        with_sizes(own, children.as_ref())
+        with_sizes(own, children)
     }
 }
 

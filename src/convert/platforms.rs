@@ -92,7 +92,7 @@ impl Shared {
             children.insert(digest, child);
         }
         let (plan, mut record, documents) = self.assembled_index(manifest, plan, children).await?;
-        record.origin = Some(place.origin_of_index(record.origin, started.elapsed()));
+        record.origin = Some(place.origin_of_index(record.origin.as_ref(), started.elapsed()));
         match failure {
             Some(error) if documents.is_empty() => Err(Error::Children(error)),
             Some(_) => {

@@ -54,7 +54,7 @@ pub(super) async fn resolve(
         let body = answer.bytes().await?;
         done.bytes += float(body.len() as u64);
         if !is_source {
-            return Pulled::read(base, &body);
+            return Pulled::read(&base, &body);
         }
         done.source_first += f64::from(u8::from(is_first));
         is_first = false;
@@ -64,7 +64,7 @@ pub(super) async fn resolve(
 }
 
 impl Pulled {
-    fn read(base: String, manifest: &[u8]) -> anyhow::Result<Self> {
+    fn read(base: &str, manifest: &[u8]) -> anyhow::Result<Self> {
         let manifest: Value = serde_json::from_slice(manifest)?;
         let layers = manifest["layers"].as_array().context("no layers")?;
         let layer = |layer: &Value| {

@@ -32,6 +32,9 @@ const NODES: [u32; 2] = [1_000, 10_000];
 /// The shares of the image in the plot, in percent.
 const SHARES: [u32; 8] = [1, 2, 5, 10, 20, 30, 40, 50];
 
+/// Returns one phase of a run.
+type PhaseOf = fn(&Run) -> &measured::Phase;
+
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
@@ -190,7 +193,7 @@ fn describe(report: &mut Report, measured: &Measured, arguments: &RunArguments) 
         ],
         measured.runs.iter().map(cold_row).collect(),
     );
-    let phases: [(&str, fn(&Run) -> &measured::Phase); 4] = [
+    let phases: [(&str, PhaseOf); 4] = [
         ("pulls", |run| &run.warm),
         ("ranges of 32 KiB", |run| &run.small),
         ("ranges of 512 KiB", |run| &run.large),

@@ -200,13 +200,13 @@ fn trouble(world: &World<'_>, trouble: Trouble) {
 }
 
 fn fill(world: &World<'_>, is_full: bool) -> anyhow::Result<()> {
-    let disks = world.nodes.iter().filter_map(|node| node.disk.as_ref());
-    disks.map(|disk| disk.fill(is_full)).collect()
+    let mut disks = world.nodes.iter().filter_map(|node| node.disk.as_ref());
+    disks.try_for_each(|disk| disk.fill(is_full))
 }
 
 fn cut(world: &World<'_>, is_cut: bool) -> anyhow::Result<()> {
-    let networks = world.nodes.iter().filter_map(|node| node.network.as_ref());
-    networks.map(|network| network.set(!is_cut)).collect()
+    let mut networks = world.nodes.iter().filter_map(|node| node.network.as_ref());
+    networks.try_for_each(|network| network.set(!is_cut))
 }
 
 /// Makes every third request to the store fail, each time in another way.

@@ -24,6 +24,9 @@ const LONG_ENOUGH_SECONDS: f64 = 1200.0;
 /// Returns one figure of a sample.
 type Figure = fn(&Sample) -> f64;
 
+/// Returns one of the counts.
+type CountOf = fn(&Checked) -> u64;
+
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     replicas: usize,
@@ -278,7 +281,7 @@ impl Findings {
     /// The files that containers read, a second, right and failed.
     fn reads(&self) -> Vec<Curve> {
         let mut curves = Vec::new();
-        let figures: [(&str, fn(&Checked) -> u64); 2] = [
+        let figures: [(&str, CountOf); 2] = [
             ("right", |checked| checked.right),
             ("failed", |checked| checked.failed),
         ];

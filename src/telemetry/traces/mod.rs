@@ -182,13 +182,14 @@ pub(crate) fn short(text: &str) -> &str {
         .unwrap_or_default()
 }
 
+/// A layer of a subscriber `S`.
+type AnyLayer<S> = Box<dyn Layer<S> + Send + Sync>;
+
 /// The layer that makes spans of traces, and the exporter that sends them; `None` without a collector.
 ///
 /// # Errors
 /// If a value of the configuration is impossible, or the file of headers cannot be used.
-pub(super) fn layer<S>(
-    config: &Config,
-) -> Result<Option<(Box<dyn Layer<S> + Send + Sync>, Exporter)>, TracesError>
+pub(super) fn layer<S>(config: &Config) -> Result<Option<(AnyLayer<S>, Exporter)>, TracesError>
 where
     S: Subscriber + for<'span> LookupSpan<'span> + Send + Sync,
 {
