@@ -99,6 +99,11 @@ impl Mount {
         failure.as_ref().map(|(reason, _)| Err(reason.clone()))
     }
 
+    /// Whether no file of the layer can be read.
+    pub(crate) fn is_damaged(&self) -> bool {
+        matches!(self.loaded(), Some(Err(_)))
+    }
+
     /// The inode of a file of the layer.
     pub(crate) fn inode(&self, id: FileId) -> Inode {
         Inode(self.record.inode.0 + u64::from(id.0))
@@ -214,13 +219,14 @@ mod tests {
     #[test]
     fn a_layer_that_cannot_be_read_is_tried_again_later() {
         let mount = mount(1, 2, 10);
-        assert!(mount.loaded().is_none());
+        assert!(mount.loaded().is_none() && !mount.is_damaged());
         assert_eq!(
             mount.layer(|_| Err("damaged".to_owned())).unwrap_err(),
             "damaged"
         );
         assert_eq!(mount.layer(|_| panic!("too soon")).unwrap_err(), "damaged");
         assert_eq!(mount.loaded().unwrap().unwrap_err(), "damaged");
+        assert!(mount.is_damaged());
         let long_ago = Instant::now().checked_sub(AGAIN).unwrap();
         *mount.failure.lock() = Some(("damaged".to_owned(), long_ago));
         assert_eq!(

@@ -31,8 +31,7 @@ impl Layers {
     /// Returns the number of mounted layers of which no file can be read.
     pub(crate) fn damaged(&self) -> usize {
         let all = self.table.all();
-        let is_damaged = |mount: &&Arc<Mount>| matches!(mount.loaded(), Some(Err(_)));
-        all.iter().filter(is_damaged).count()
+        all.iter().filter(|mount| mount.is_damaged()).count()
     }
 
     fn report_of(&self, mount: &Mount) -> LayerReport {

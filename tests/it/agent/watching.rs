@@ -1,7 +1,5 @@
 //! What operators see of a node: traces through the server that its images come from, and metrics.
 
-use std::fs;
-
 use starlift::containerd::services::snapshots::v1::PrepareSnapshotRequest;
 use tonic::{Code, Request};
 
@@ -13,7 +11,6 @@ use crate::support::starlift::Starlift;
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const SPAN: &str = "00f067aa0ba902b7";
 /// The input/output error that readers of a file get.
-const EIO: i32 = 5;
 const MIB: usize = 1 << 20;
 
 /// Whether a request to the server is a part of a span of the agent.
@@ -97,28 +94,4 @@ async fn a_prepare_and_a_slow_read_share_their_traces_with_the_server() {
     );
     assert!(metric("starlift_agent_read_wait_seconds_count") > 0);
     assert_eq!(metric("starlift_agent_damaged_layers"), 0);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_layer_that_cannot_be_read_any_more_is_counted() {
-    let mut node = Node::start(&[ON_DEMAND]).await;
-    let layer = Layer::random(1, &[MIB]);
-    let directory = node.mount("layer", &layer).await;
-    node.restart(&[ON_DEMAND]);
-    // The layer is read from disk at its first use.
-    let ends = fs::read_dir(node.agent.root.join("layers")).unwrap();
-    let mut damaged = 0;
-    for end in ends.map(|entry| entry.unwrap().path()) {
-        if end.extension().is_some_and(|extension| extension == "tail") {
-            let length = fs::metadata(&end).unwrap().len();
-            fs::write(&end, vec![0; usize::try_from(length).unwrap()]).unwrap();
-            damaged += 1;
-        }
-    }
-    assert_eq!(damaged, 1);
-    let path = directory.join("file0");
-    let content = tokio::task::spawn_blocking(move || read(&path)).await;
-    assert_eq!(content.unwrap().unwrap_err().raw_os_error(), Some(EIO));
-    let metric = node.agent.metric("starlift_agent_damaged_layers");
-    assert_eq!(metric, Some(1), "{}", node.agent.status());
 }

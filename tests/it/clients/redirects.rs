@@ -24,6 +24,7 @@ fn start(place: &Place, bucket: &S3) -> Starlift {
          [serve]\nredirect = true\nwait = '25s'\n\
          [serve.access]\nhtpasswd = '{}'\n\
          [[serve.access.rule]]\nwho = ['user:{USER}']\nmay = ['pull']\nimages = ['local/**']\n\
+         [[serve.access.rule]]\nwho = ['anyone']\nmay = ['admin']\nimages = ['**']\n\
          [store]\nendpoint = '{}'\nregion = 'us-east-1'\nallow_http = true\n\
          access_key_id = 'key'\nsecret_access_key = 'secret'\n",
         Fixture::get("app").dir.display(),

@@ -34,6 +34,14 @@ pub(crate) fn config() -> Config {
     }
 }
 
+/// Returns the record without its origin, which has the time that the conversion took.
+pub(super) fn timeless(record: &ImageRecord) -> ImageRecord {
+    ImageRecord {
+        origin: None,
+        ..record.clone()
+    }
+}
+
 impl Bench {
     pub(crate) async fn new() -> Self {
         Self::with(&config(), Store::in_memory()).await

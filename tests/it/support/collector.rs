@@ -87,6 +87,8 @@ fn text(attributes: &[KeyValue], key: &str) -> String {
 
 impl Collector {
     pub(crate) async fn start() -> Self {
+        // An error means that another test of this process installed it. The tests' clients need it.
+        let _installed = rustls::crypto::ring::default_provider().install_default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::<Mutex<Received>>::default();
