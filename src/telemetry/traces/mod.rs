@@ -1,9 +1,9 @@
 //! Traces: spans of requests, conversions, layers, operations of the store, and of the node's mounts
 //! and reads, sent to an OpenTelemetry collector.
 //!
-//! A trace begins with a span of the log: `request`, `prepare` or `read`. Within it, [`child_span!`]
+//! A trace begins with a span of the log: `request`, `prepare` or `read`. Within it, `child_span!`
 //! makes spans that no log shows. While no collector is configured, or outside a trace, none is created:
-//! that costs one read of [`is_on`].
+//! that costs one read of `is_on`.
 
 mod allowance;
 mod config;

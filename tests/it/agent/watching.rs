@@ -10,7 +10,6 @@ use crate::support::starlift::Starlift;
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const SPAN: &str = "00f067aa0ba902b7";
-/// The input/output error that readers of a file get.
 const MIB: usize = 1 << 20;
 
 /// Whether a request to the server is a part of a span of the agent.
