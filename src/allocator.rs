@@ -13,11 +13,17 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::ptr;
 
 use mimalloc::MiMalloc;
-use rustix::mm::{MapFlags, MremapFlags, ProtFlags, mmap_anonymous, mremap, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap_anonymous, mremap, munmap,
+};
 
 /// Blocks from this size on are mappings of their own: above the buffers of conversions, which come
 /// and go. glibc would keep up to 64 MiB of them once one was freed.
 const LARGE: usize = 12 << 20;
+/// Bytes of a mapping that are present from the start. An agent that is killed while the kernel copies
+/// the first request into a page that is not there yet fails that request: the kernel answers it with
+/// EIO, and the next agent never sees it (fuse_dev_do_read, `fs/fuse/dev.c`).
+const PRESENT: usize = 16 << 10;
 /// The least alignment of a mapping.
 const PAGE: usize = 4096;
 
@@ -40,11 +46,16 @@ fn is_large(size: usize, layout: Layout) -> bool {
     size >= LARGE && layout.align() <= PAGE
 }
 
-/// Maps a block of zeros, which no page of memory is behind yet. Null if there is no room.
+/// Maps a block of zeros. Only its first pages have memory behind them. Null if there is no room.
 fn map(size: usize) -> *mut u8 {
     let access = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: the kernel chooses a place that is free.
     let block = unsafe { mmap_anonymous(ptr::null_mut(), size, access, MapFlags::PRIVATE) };
+    if let Ok(block) = block {
+        // SAFETY: it only makes pages of the new block present. Kernels before 5.14 do not know it.
+        let _present_or_at_their_first_use =
+            unsafe { madvise(block, PRESENT.min(size), Advice::LinuxPopulateWrite) };
+    }
     block.map_or(ptr::null_mut(), <*mut _>::cast)
 }
 
@@ -121,6 +132,7 @@ unsafe impl GlobalAlloc for Allocator {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::FileExt as _;
 
     use super::*;
 
@@ -156,6 +168,32 @@ mod tests {
                 assert!(bytes.iter().all(|byte| *byte == 0));
                 Allocator.dealloc(block, layout);
             }
+        }
+    }
+
+    /// Whether the page at this address has memory behind it (pagemap, Linux's
+    /// Documentation/admin-guide/mm/pagemap.rst).
+    fn is_present(address: usize) -> bool {
+        let pagemap = fs::File::open("/proc/self/pagemap").unwrap();
+        let mut entry = [0; 8];
+        let place = (address / PAGE * entry.len()) as u64;
+        pagemap.read_exact_at(&mut entry, place).unwrap();
+        u64::from_le_bytes(entry) >> 63 == 1
+    }
+
+    #[test]
+    fn only_the_first_pages_of_a_large_block_are_present() {
+        let layout = Layout::from_size_align(LARGE, 1).unwrap();
+        // SAFETY: the layout is the block's.
+        unsafe {
+            let block = Allocator.alloc_zeroed(layout);
+            assert!(
+                (0..PRESENT)
+                    .step_by(PAGE)
+                    .all(|at| is_present(block.addr() + at))
+            );
+            assert!(!is_present(block.addr() + PRESENT));
+            Allocator.dealloc(block, layout);
         }
     }
 
