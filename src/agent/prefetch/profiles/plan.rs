@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::queue::QueuedChunk;
 use crate::agent::layer::Layer;
 use crate::agent::layer::tree::{Content, FileId};
-use crate::profile::{Profile, ProfiledFile};
+use crate::profile::{Profile, ProfiledFile, Source};
 
 /// If a profile does not list parts of a file, all chunks of a file up to this size are fetched.
 const WHOLE: u64 = 16 << 20;
@@ -23,10 +23,15 @@ pub(super) struct Planned {
     pub(super) missing: Vec<QueuedChunk>,
 }
 
-/// Whether `profile` lists parts of files in the layer at this place of its image.
-pub(super) fn lists_parts(profile: &Profile, place: u32) -> bool {
-    let mut files = profile.files.iter();
-    files.any(|profiled| profiled.layer == place && !profiled.extents.is_empty())
+/// Whether `profile` lists the parts of files that starts have read in the layer at this place of its
+/// image. Predicted parts are only the beginning.
+pub(super) fn lists_parts_read(profile: &Profile, place: u32) -> bool {
+    let is_read = |source: &Source| *source != Source::Static;
+    profile.files.iter().any(|profiled| {
+        profiled.layer == place
+            && !profiled.extents.is_empty()
+            && profiled.sources.iter().any(is_read)
+    })
 }
 
 /// Returns the files that `profile` names in the layer at this place of its image. Skips files that

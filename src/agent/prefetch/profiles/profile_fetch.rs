@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::plan::{Planned, lists_parts, plan};
+use super::plan::{Planned, lists_parts_read, plan};
 use super::progress::{Progress, State};
 use super::queue::{Queue, Run};
 use super::{Key, ProfileSource};
@@ -266,7 +266,7 @@ impl Work {
             return;
         }
         self.queue.forget(place);
-        if lists_parts(profile, place) {
+        if lists_parts_read(profile, place) {
             arrival.layer.foresee_parts();
         }
         let (own, layer) = (Arc::clone(profile), Arc::clone(&arrival.layer));

@@ -171,8 +171,11 @@ async fn an_interrupted_pull_leaves_nothing() {
             .iter()
             .any(|key| key.starts_with("sha"))
     });
-    // `timeout`, which runs the command, forwards the signal.
-    place.run(&format!("kill -TERM {}", child.id()));
+    // `timeout`, which runs the command, would forward the signal twice, to the command and to its
+    // group, and a second signal ends the clean-up too.
+    let children = format!("/proc/{0}/task/{0}/children", child.id());
+    let children = std::fs::read_to_string(children).unwrap();
+    place.run(&format!("kill -TERM {}", children.trim()));
     let output = child.wait_with_output().unwrap();
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
