@@ -238,7 +238,7 @@ async fn pages_fit_desk_and_phone_and_are_readable_in_light_and_dark() {
         }
     }
     gate.open();
-    browser.close();
+    browser.close(&place);
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
@@ -278,7 +278,7 @@ async fn the_page_works_by_keys_and_keeps_the_chosen_client() {
     let refreshes = browser.value("document.querySelectorAll('meta[http-equiv]').length");
     assert_eq!(refreshes, 0, "the choice is not forgotten");
     gate.open();
-    browser.close();
+    browser.close(&place);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -299,5 +299,5 @@ async fn a_browser_signs_in_with_a_password() {
     browser.sign_in_as("carol", "carol-secret");
     browser.open(&url);
     assert_eq!(browser.value(heading), "Images");
-    browser.close();
+    browser.close(&place);
 }

@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use super::eventually::eventually;
 use super::place::{Daemon, Place};
 
 /// A browser with one page.
@@ -129,11 +130,15 @@ impl Chromium {
         STANDARD.decode(answer["data"].as_str().unwrap()).unwrap()
     }
 
-    /// Ends the browser and all of its processes.
-    pub(crate) fn close(mut self) {
+    /// Ends the browser, and waits for all of its processes in `place`. Some end a moment after it.
+    pub(crate) fn close(mut self, place: &Place) {
         self.session = None;
         self.call("Browser.close", &json!({}));
         self.daemon.wait();
+        eventually("the browser's processes have ended", || {
+            let mut processes = place.processes().into_iter();
+            !processes.any(|(_, line)| line.contains("chrom"))
+        });
     }
 
     fn call(&mut self, method: &str, parameters: &Value) -> Value {
