@@ -13,7 +13,7 @@ use crate::report::Report;
 use crate::server::{self, Server};
 
 const CONTESTANTS: [&str; 3] = [REFERENCE, LAZY, EROFS];
-/// What the programs print at their end.
+/// The expected output of each program.
 const OUTPUT: &str = "x\n";
 const PROGRAM: &str = "python3 -c 'import flask, sqlalchemy; print(flask.Flask(\"x\").name)'\n";
 const READ_ALL: &str = "find / -xdev -type f -exec cat {} + > /dev/null\necho x\n";

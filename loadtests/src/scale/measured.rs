@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What some work has cost the replicas and the bucket.
+/// The cost of some work for the replicas and the bucket.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(super) struct Used {
     /// Seconds of wall time.
@@ -15,7 +15,7 @@ pub(super) struct Used {
     pub(super) writes: f64,
 }
 
-/// What clients did.
+/// The work of the clients.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(super) struct Done {
     pub(super) pulls: f64,

@@ -18,7 +18,7 @@ use crate::support::image::Random;
 /// ones.
 pub(super) const NOTICED: usize = 6;
 
-/// What all runs share.
+/// The state that all runs share.
 pub(super) struct Load<'l> {
     pub(super) executable: &'l Path,
     pub(super) upstream: &'l Upstream,

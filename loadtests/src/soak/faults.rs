@@ -98,7 +98,7 @@ impl Fault {
     }
 }
 
-/// What the faults act on.
+/// The parts of the test that faults act on.
 pub(crate) struct World<'w> {
     pub(crate) replicas: &'w mut [Replica],
     pub(crate) s3: &'w S3,

@@ -1,4 +1,4 @@
-//! What the soak has seen, the invariants, and the report.
+//! The observations of the soak, the invariants, and the report.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
