@@ -20,7 +20,7 @@ use super::session::{Session, refused};
 use super::{content, lease};
 use crate::containerd::services::diff::v1::ApplyRequest;
 use crate::containerd::services::snapshots::v1::{
-    CommitSnapshotRequest, PrepareSnapshotRequest, StatSnapshotRequest,
+    CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
 use crate::containerd::types::{Descriptor as Blob, Mount};
 use crate::failure::Failure;
@@ -146,7 +146,7 @@ impl Unpacker<'_> {
                     fetches.queue_from(number, layers);
                     layer.fetched.notified().await;
                     self.apply(layer, mounts).await?;
-                    self.commit(layer, key).await?;
+                    self.commit(layer, &key).await?;
                     Outcome::Unpacked
                 }
             };
@@ -278,11 +278,11 @@ impl Unpacker<'_> {
         Ok(())
     }
 
-    async fn commit(&self, layer: &Layer, key: String) -> Result<(), Failure> {
+    async fn commit(&self, layer: &Layer, active: &str) -> Result<(), Failure> {
         let request = CommitSnapshotRequest {
             snapshotter: self.snapshotter.to_owned(),
             name: layer.chain_id.to_string(),
-            key,
+            key: active.to_owned(),
             labels: layer.labels.clone(),
             // Not needed, because the snapshot was prepared on its parent.
             parent: String::new(),
@@ -290,6 +290,7 @@ impl Unpacker<'_> {
         match self.session.snapshots().commit(request).await {
             // Another client was faster.
             Err(status) if status.code() == Code::AlreadyExists => {
+                self.remove(active).await?;
                 if !self.is_held(&layer.chain_id).await? {
                     let why = "another client removed the snapshot";
                     return Err(Failure::new(format!(
@@ -304,6 +305,21 @@ impl Unpacker<'_> {
         }
         let label = (UNCOMPRESSED.to_owned(), layer.diff_id.to_string());
         content::label(self.session, &layer.descriptor.digest, [label].into()).await
+    }
+
+    /// Removes an active snapshot that is not committed. Without this it would stay until
+    /// containerd next collects garbage: the end of a lease alone does not start a collection.
+    async fn remove(&self, active: &str) -> Result<(), Failure> {
+        let request = RemoveSnapshotRequest {
+            snapshotter: self.snapshotter.to_owned(),
+            key: active.to_owned(),
+        };
+        match self.session.snapshots().remove(request).await {
+            Err(status) if status.code() != Code::NotFound => {
+                Err(refused(format!("removing the snapshot {active}"))(status))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

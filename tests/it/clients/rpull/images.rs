@@ -7,7 +7,6 @@ use serde_json::Value;
 use super::{Node, STARLIFT, outcomes, place, place_with_images, pulled};
 use crate::support::containerd::{Release, on_each_release};
 use crate::support::docker_registry::{Access, DockerRegistry};
-use crate::support::eventually::eventually;
 use crate::support::fixture::Fixture;
 use crate::support::image::{Image, ImageBuilder};
 use crate::support::place::Place;
@@ -223,10 +222,10 @@ async fn two_pulls_at_once_fetch_each_layer_once() {
         "the configuration twice, each layer once"
     );
     assert_eq!(node.ctr("leases ls -q"), "");
-    let is_gone = || node.snapshots("stargz").len() == 4;
-    eventually(
-        "the snapshots that the slower pull prepared are collected",
-        is_gone,
+    assert_eq!(
+        node.snapshots("stargz").len(),
+        4,
+        "the slower pull removes what it prepared"
     );
 }
 
