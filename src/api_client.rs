@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use crate::failure::Failure;
+use crate::tls_provider;
 
 /// Time limit of a response. The server does not wait for a conversion before it responds.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -95,8 +96,7 @@ impl ApiClient {
     /// # Errors
     /// If the file cannot be read, or holds no token.
     pub(crate) fn new(server: &Url, token_file: Option<&Path>) -> Result<Self, Failure> {
-        // This fails if a provider is installed already, which is then the same one.
-        let _installed = rustls::crypto::ring::default_provider().install_default();
+        tls_provider::install();
         let mut headers = HeaderMap::new();
         if let Some(file) = token_file {
             let unusable = format!("{} has no usable token", file.display());

@@ -122,5 +122,6 @@ mod support {
 }
 pub mod telemetry;
 mod tempfiles;
+mod tls_provider;
 pub mod tocs;
 pub mod transport;

@@ -108,11 +108,11 @@ fn judge(asked: &[Asked]) -> Vec<Check> {
     for host in asked {
         let shown = format!("{} for {}", host.name, host.registry);
         match &host.outcome {
-            Ok(entry) => fine.push(format!("{shown} ({})", entry_text(*entry))),
-            Err(Error::Unauthorized | Error::Denied) => {
+            Ok(Entry::Closed) | Err(Error::Unauthorized | Error::Denied) => {
                 let finding = format!("{shown} refuses this machine");
                 checks.push(refused(finding, host));
             }
+            Ok(entry) => fine.push(format!("{shown} ({})", entry_text(*entry))),
             Err(Error::Configuration(reason)) => {
                 let mend = "correct the file or the setting that has the credentials";
                 checks.push(Check::bad(CREDENTIALS, format!("{shown}: {reason}"), mend));
@@ -131,6 +131,7 @@ fn entry_text(entry: Entry) -> &'static str {
         Entry::Open => "without credentials",
         Entry::Anonymous => "anonymously",
         Entry::Login => "with this machine's credentials",
+        Entry::Closed => "not at all",
     }
 }
 
@@ -246,8 +247,12 @@ mod tests {
 
     #[test]
     fn a_refusal_is_a_matter_of_credentials() {
-        for error in [Error::Unauthorized, Error::Denied] {
-            let checks = judge(&[asked("ghcr.io", false, Err(error))]);
+        for outcome in [
+            Err(Error::Unauthorized),
+            Err(Error::Denied),
+            Ok(Entry::Closed),
+        ] {
+            let checks = judge(&[asked("ghcr.io", false, outcome)]);
             assert_eq!((checks[0].what, checks[0].state), (CREDENTIALS, State::Bad));
             let mend = checks[0].mend.as_ref().unwrap();
             assert!(mend.contains("[upstream.\"ghcr.io\"]"), "{mend}");

@@ -14,6 +14,7 @@ use url::Url;
 use url::form_urlencoded::Serializer;
 
 use crate::failure::Failure;
+use crate::tls_provider;
 
 /// Pods of a page. A pod has some 10 KiB.
 const PAGE: usize = 250;
@@ -105,8 +106,7 @@ impl Api {
         token_file: Option<PathBuf>,
         ca_file: Option<&Path>,
     ) -> Result<Self, Failure> {
-        // This fails if a provider is installed already, which is then the same one.
-        let _installed = rustls::crypto::ring::default_provider().install_default();
+        tls_provider::install();
         let mut client = Client::builder().timeout(WITHIN);
         if let Some(file) = ca_file {
             let unusable = || format!("{} has no usable certificates", file.display());

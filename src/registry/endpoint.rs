@@ -78,6 +78,8 @@ pub(crate) enum Entry {
     Anonymous,
     /// It takes the credentials of this machine.
     Login,
+    /// It takes only credentials, and this machine has none for it.
+    Closed,
 }
 
 impl Capabilities {
@@ -304,24 +306,6 @@ impl Endpoint {
         self.read_url(read, url).await
     }
 
-    /// Requests the root of the API, with or without credentials. With them, an answer that is not a
-    /// success is an error.
-    pub(super) async fn root(&self, with_login: bool) -> Result<Answer, Error> {
-        if with_login {
-            // The root belongs to no repository, and this name is not sent.
-            let unnamed =
-                "root"
-                    .parse()
-                    .map_err(|error: crate::oci::reference::ParseReferenceError| {
-                        Error::Malformed(error.to_string())
-                    });
-            let unnamed: Repository = unnamed?;
-            let read = Read::get(&unnamed, String::new());
-            return self.read_as(&self.auth, "", &read, &self.root_url()).await;
-        }
-        self.fetch_root(None).await
-    }
-
     /// Reads the root of the API, and logs in if the host requires it. Also returns the time of the
     /// host's clock, from its first answer, whatever else that is.
     pub(super) async fn reach(&self) -> (Option<SystemTime>, Result<Entry, Error>) {
@@ -347,16 +331,19 @@ impl Endpoint {
 
     /// Reads the root of the API with the authorization that a challenge asks for.
     async fn enter(&self, auth: &Authenticator, challenge: &HeaderMap) -> Result<Entry, Error> {
-        // No repository: the login itself is tried, and no right to any image.
-        let authorization = auth
-            .after_refusal(challenge, "", Action::Pull, None)
-            .await?;
-        self.fetch_root(Some(&authorization)).await?.accepted()?;
-        Ok(if auth.is_anonymous().await {
-            Entry::Anonymous
-        } else {
-            Entry::Login
-        })
+        let entered = async {
+            // No repository: the login itself is tried, and no right to any image.
+            let authorization = auth
+                .after_refusal(challenge, "", Action::Pull, None)
+                .await?;
+            self.fetch_root(Some(&authorization)).await?.accepted()
+        };
+        match (entered.await, auth.is_anonymous().await) {
+            (Ok(_answer), true) => Ok(Entry::Anonymous),
+            (Ok(_answer), false) => Ok(Entry::Login),
+            (Err(Error::Unauthorized | Error::Denied), true) => Ok(Entry::Closed),
+            (Err(error), _) => Err(error),
+        }
     }
 
     fn root_url(&self) -> Url {
@@ -376,11 +363,6 @@ impl Endpoint {
             secrets: self.secrets(authorization),
         };
         self.http.fetch(&fetch).await
-    }
-
-    /// Whether there are credentials for this host.
-    pub(super) async fn has_login(&self) -> Result<bool, Error> {
-        self.auth.has_login().await
     }
 
     /// Reads a link from the registry's answer. A link to another host is refused.

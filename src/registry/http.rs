@@ -25,6 +25,7 @@ use crate::budget::Budget;
 use crate::telemetry::log::chain;
 use crate::telemetry::metrics;
 use crate::telemetry::traces::{self, TRACEPARENT, child_span};
+use crate::tls_provider;
 
 /// Registries redirect once, to their storage; some object stores once more, to a region.
 const MAX_REDIRECTS: usize = 5;
@@ -55,8 +56,7 @@ impl Clients {
     /// Builds the pools from the configuration, and from `tls` if it is given, whose files are
     /// read. Blocking.
     pub(super) fn new(config: &Config, tls: Option<&Tls>) -> Result<Self, Error> {
-        // An error means that a provider is installed already, which is as good.
-        let _installed = rustls::crypto::ring::default_provider().install_default();
+        tls_provider::install();
         let authorities = tls.map_or(Ok(Vec::new()), Tls::certificates)?;
         let proxies = config.proxies();
         let builder = || {

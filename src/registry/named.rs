@@ -4,6 +4,7 @@
 use std::time::SystemTime;
 
 use super::builder::Builder;
+use super::client::Registry;
 use super::endpoint::{Endpoint, Entry};
 use super::error::Error;
 use super::hosts::{DEFAULT_DIRECTORY, Host, Hosts};
@@ -46,9 +47,25 @@ impl NamedHost {
 
     /// Asks for the root of the API, and logs in if the host requires it.
     pub(crate) async fn reach(&self) -> Reached {
-        let (date, outcome) = self.endpoint.reach().await;
-        Reached { date, outcome }
+        reach(&self.endpoint).await
     }
+}
+
+impl Registry {
+    /// Asks the registry and each of its mirrors, as [`NamedHost::reach`] does. Returns
+    /// `host[:port]` with the answer.
+    pub(crate) async fn reach(&self) -> Vec<(String, Reached)> {
+        let mut answers = Vec::new();
+        for endpoint in self.mirrors.iter().chain([&self.own]) {
+            answers.push((endpoint.host(), reach(endpoint).await));
+        }
+        answers
+    }
+}
+
+async fn reach(endpoint: &Endpoint) -> Reached {
+    let (date, outcome) = endpoint.reach().await;
+    Reached { date, outcome }
 }
 
 impl Builder {

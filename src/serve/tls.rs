@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::limit::LineLimit;
 use crate::telemetry::log::chain;
+use crate::tls_provider;
 
 use super::access::ClientCertificate;
 use super::config::TlsConfig;
@@ -138,8 +139,7 @@ async fn read(files: &TlsConfig) -> Result<Arc<ServerConfig>, TlsError> {
 
 /// Blocking.
 fn build(files: &TlsConfig) -> Result<Arc<ServerConfig>, TlsError> {
-    // The first caller installs the provider, and all install the same one.
-    let _installed = rustls::crypto::ring::default_provider().install_default();
+    tls_provider::install();
     let unusable = |source: io::Error| TlsError::Certificate {
         cert: files.cert.clone(),
         source,

@@ -10,6 +10,7 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use crate::doctor::Check;
 use crate::serve::{self, CertificateFields, TlsConfig};
+use crate::tls_provider;
 
 /// A certificate that ends sooner than this has to be renewed: certificates of ACME authorities are
 /// renewed 30 days before their end.
@@ -22,8 +23,7 @@ pub(super) fn check(config: &serve::Config) -> Vec<Check> {
     let Some(tls) = &config.tls else {
         return Vec::new();
     };
-    // The first caller installs the provider, and all install the same one.
-    let _installed = rustls::crypto::ring::default_provider().install_default();
+    tls_provider::install();
     let mut checks = match certificates(&tls.cert) {
         Ok(chain) => of_server(tls, &chain, &config.hosts),
         Err(told) => vec![Check::bad(

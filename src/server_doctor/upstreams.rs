@@ -8,7 +8,7 @@ use futures::StreamExt as _;
 
 use crate::doctor::Check;
 use crate::failure::Failure;
-use crate::registry::{Config, Error, LoginState, Ping};
+use crate::registry::{Config, Entry, Error, Reached};
 use crate::transport::Upstreams;
 
 use super::clock;
@@ -86,11 +86,11 @@ fn local(name: &str, path: &str) -> Check {
 async fn remote(upstreams: &Upstreams, name: &str) -> Vec<Check> {
     let asked = async {
         let earliest = SystemTime::now();
-        let pings = upstreams.get(name)?.ping().await?;
-        Ok::<_, Error>((earliest, pings))
+        let answers = upstreams.get(name)?.reach().await?;
+        Ok::<_, Error>((earliest, answers))
     };
     let asked = tokio::time::timeout(WITHIN, Box::pin(asked)).await;
-    let (earliest, pings) = match asked {
+    let (earliest, answers) = match asked {
         Ok(Ok(asked)) => asked,
         Ok(Err(error)) => return vec![failed(name, &error)],
         Err(_elapsed) => {
@@ -100,32 +100,37 @@ async fn remote(upstreams: &Upstreams, name: &str) -> Vec<Check> {
     };
     let latest = SystemTime::now();
     let mut checks = Vec::new();
-    for (host, ping) in pings {
+    for (host, Reached { date, outcome }) in answers {
         let named = if host == name {
             host
         } else {
             format!("{name} at {host}")
         };
-        match ping {
-            Ok(Ping { login, date }) => {
-                checks.push(Check::good(WHAT, format!("{named}: {}", told(login))));
-                let clock = date.map(|date| {
-                    clock::skew("clock of an upstream", &named, date, (earliest, latest))
-                });
-                checks.extend(clock);
-            }
-            Err(error) => checks.push(failed(&named, &error)),
-        }
+        checks.push(match outcome {
+            Ok(entry) => entered(&named, entry),
+            Err(error) => failed(&named, &error),
+        });
+        let skew = |date| clock::skew("clock of an upstream", &named, date, (earliest, latest));
+        checks.extend(date.map(skew));
     }
     checks
 }
 
-fn told(login: LoginState) -> &'static str {
-    match login {
-        LoginState::NotAsked => "answers, and asks for no credentials",
-        LoginState::None => "answers; no credentials are configured for it",
-        LoginState::Accepted => "answers, and accepts the credentials",
-    }
+fn entered(name: &str, entry: Entry) -> Check {
+    let told = match entry {
+        Entry::Open => "answers, and asks for no credentials",
+        Entry::Anonymous => "answers, and takes anyone; no credentials are configured for it",
+        Entry::Login => "answers, and accepts the credentials",
+        Entry::Closed => {
+            let told = format!(
+                "{name}: answers, wants credentials, and no credentials are configured for it"
+            );
+            let mend = "only clients with credentials of their own can pull from it: set username and password_file of \
+                 [upstream.NAME] for the others";
+            return Check::fair(WHAT, told, mend);
+        }
+    };
+    Check::good(WHAT, format!("{name}: {told}"))
 }
 
 fn failed(name: &str, error: &Error) -> Check {

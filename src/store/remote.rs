@@ -13,6 +13,7 @@ use object_store::{BackoffConfig, ClientOptions, RetryConfig};
 use super::backend::Backend;
 use super::config::{Config, Secret};
 use super::error::Error;
+use crate::tls_provider;
 
 /// A body that makes no progress for this long has failed. There is no limit on the total time,
 /// because layers are large.
@@ -77,8 +78,7 @@ impl Location {
 
 /// Opens the bucket. Sends nothing yet.
 pub(super) fn open(config: &Config, bucket: &Bucket) -> Result<Backend, Error> {
-    // The TLS library needs one provider per process. Installing it again changes nothing.
-    let _already_named = rustls::crypto::ring::default_provider().install_default();
+    tls_provider::install();
     let prefix = Path::parse(&bucket.prefix)
         .map_err(|error| Error::Config(format!("`location`: {error}")))?;
     let refused =

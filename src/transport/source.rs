@@ -11,7 +11,7 @@ use super::layout::Layout;
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Descriptor, Digest, Manifest, Reference, Repository};
 use crate::registry::{
-    Body, ClientLogin, Error, Hosted, Peer, Ping, Purpose, Referrers, Registry, Tags,
+    Body, ClientLogin, Error, Hosted, Peer, Purpose, Reached, Referrers, Registry, Tags,
 };
 use crate::shares::{Turn, Urgency};
 
@@ -130,11 +130,11 @@ impl Source {
         }
     }
 
-    /// Asks each host of a registry whether it answers and accepts the credentials. A layout has no
+    /// Asks each host of a registry whether it answers and lets this machine in. A layout has no
     /// hosts.
-    pub(crate) async fn ping(&self) -> Result<Vec<(String, Result<Ping, Error>)>, Error> {
+    pub(crate) async fn reach(&self) -> Result<Vec<(String, Reached)>, Error> {
         match self.reader().await? {
-            Reader::Registry(registry) => Ok(registry.ping().await),
+            Reader::Registry(registry) => Ok(registry.reach().await),
             Reader::Layout(_) => Ok(Vec::new()),
         }
     }

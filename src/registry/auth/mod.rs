@@ -67,12 +67,6 @@ impl Authenticator {
         }
     }
 
-    /// Whether there are credentials that are for all repositories.
-    pub(super) async fn has_login(&self) -> Result<bool, Error> {
-        let is_token = self.credentials.bearer().await?.is_some();
-        Ok(is_token || !matches!(self.credentials.login("").await?, Login::Anonymous))
-    }
-
     /// Returns the header that satisfied the registry the last time; `None` before its first
     /// challenge.
     pub(super) async fn known(

@@ -27,6 +27,7 @@ use url::Url;
 use super::headers::{self, HeadersError};
 use crate::telemetry::log::chain;
 use crate::telemetry::metrics;
+use crate::tls_provider;
 
 /// The most spans of one request to the collector: some 200 KiB.
 const BATCH: usize = 512;
@@ -88,8 +89,7 @@ pub(super) fn queue(places: usize) -> (Queue, mpsc::Receiver<SpanData>) {
 
 /// Returns the client for the collector. It uses no proxy.
 pub(super) fn client() -> Result<reqwest::Client, reqwest::Error> {
-    // An error means that a provider is installed already, which is as good.
-    let _installed = rustls::crypto::ring::default_provider().install_default();
+    tls_provider::install();
     reqwest::Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())

@@ -120,8 +120,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("negative_cache", &[]),
     ("shares", &["budget"]),
     ("signals", &["failure"]),
-    ("telemetry", &[]),
+    ("telemetry", &["tls_provider"]),
     ("tempfiles", &[]),
+    ("tls_provider", &[]),
 ];
 const FOR_ALL: &[&str] = &[
     "aside",
@@ -135,6 +136,7 @@ const FOR_ALL: &[&str] = &[
     "signals",
     "telemetry",
     "tempfiles",
+    "tls_provider",
 ];
 /// These may name the crate `estargz`.
 const FORMAT: &[&str] = &[

@@ -13,6 +13,7 @@ use super::check::fetchable;
 use super::config::IssuerConfig;
 use super::keys::{JwksError, Keys, MAX_JWKS};
 use crate::registry::Secret;
+use crate::tls_provider;
 
 /// How long a fetch of keys may take, both requests included.
 const FETCH_LIMIT: Duration = Duration::from_secs(5);
@@ -63,8 +64,7 @@ pub(super) struct Fetcher {
 impl Fetcher {
     /// Reads the authorities. Blocking.
     pub(super) fn new(config: &IssuerConfig) -> Result<Self, FetchError> {
-        // An error means that a provider is installed already, which is as good.
-        let _installed = rustls::crypto::ring::default_provider().install_default();
+        tls_provider::install();
         let mut builder = Client::builder()
             .redirect(redirect::Policy::none())
             .no_proxy()
