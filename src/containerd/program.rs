@@ -16,6 +16,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Most characters of a failed command's error output, so that it fits on a few lines.
 const MAX_ERROR_CHARS: usize = 400;
 
+/// A configuration file without any setting.
+const NO_FILE: &str = "/dev/null";
+
 /// The executable of a containerd.
 #[derive(Debug, Clone)]
 pub(crate) struct Program(PathBuf);
@@ -36,10 +39,17 @@ impl Program {
     }
 
     /// Returns the effective configuration: `file` with its imports and defaults, after migration.
+    /// If there is no such file, they are the defaults alone, with which containerd starts then.
     ///
     /// # Errors
     /// If the program cannot be run, or does not accept the file.
     pub(crate) async fn dump(&self, file: &Path) -> io::Result<Table> {
+        // containerd 1.6 starts without the file, but dumps only a file that exists.
+        let file = if file.exists() {
+            file
+        } else {
+            NO_FILE.as_ref()
+        };
         let arguments = [OsStr::new("--config"), file.as_os_str()];
         let arguments = arguments
             .into_iter()

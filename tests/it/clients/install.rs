@@ -339,6 +339,29 @@ fn a_file_of_1_6_gets_the_settings_and_is_restored() {
     assert_eq!(fs::read_to_string(copy).unwrap(), before[&node.file]);
 }
 
+on_each_release!(a_containerd_without_a_file_gets_one_and_loses_it);
+
+/// containerd starts with its defaults if nobody has written its file.
+fn a_containerd_without_a_file_gets_one_and_loses_it(release: Release) {
+    let Some(place) = release.place(&[]) else {
+        return;
+    };
+    let node = Node::new(&place, "");
+    fs::remove_file(&node.file).unwrap();
+    let before = node.files();
+    assert!(node.run("install --dry-run").contains("config.toml"));
+    assert_eq!(node.files(), before);
+    node.run("install");
+    let dump = node.dump();
+    let address = at(&dump, &["proxy_plugins", "stargz", "address"]);
+    let socket = place.path().join("agent.sock");
+    assert_eq!(address.and_then(toml::Value::as_str), socket.to_str());
+    let again = node.run("install");
+    assert!(again.ends_with("Nothing to change.\n"), "{again}");
+    node.run("uninstall");
+    assert_eq!(node.files(), before);
+}
+
 #[test]
 fn settings_that_are_not_in_force_are_taken_back() {
     let Some(place) = Release::V2_4.place(&[]) else {
