@@ -58,10 +58,9 @@ impl Probe {
         let outcome = mount::mount(&image, &data, &at)
             .map_err(ProbeError::Mount)
             .and_then(|()| self.read(&at.join(NAME)));
-        mountpoint::clear(&at)?;
-        fs::remove_dir(&at)?;
-        fs::remove_file(&image)?;
-        outcome
+        let removed = remove(&at, &image).map_err(ProbeError::Io);
+        // A mount that failed has made no folder, and its reason is the one that counts.
+        outcome.and(removed)
     }
 
     fn read(&self, file: &Path) -> Result<(), ProbeError> {
@@ -82,6 +81,12 @@ impl Probe {
             _ => Err(ProbeError::Content),
         }
     }
+}
+
+fn remove(at: &Path, image: &Path) -> io::Result<()> {
+    mountpoint::clear(at)?;
+    fs::remove_file(image)?;
+    fs::remove_dir(at)
 }
 
 fn write(path: &Path) -> io::Result<()> {
