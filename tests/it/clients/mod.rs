@@ -25,4 +25,5 @@ mod registry_clients;
 mod rootless;
 mod rpull;
 mod snapshots;
+mod systemd;
 mod upstreams;
