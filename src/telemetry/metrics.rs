@@ -228,7 +228,7 @@ table! {
     agent_layer_bytes: Counter = Counter::default(), "counter", "agent_layer_bytes_total", Some(Unit::Bytes), "",
         "Bytes that the layers mounted lazily have in the registry: what would have been pulled. `starlift_agent_fetched_bytes_total` is what was.";
     agent_layers: Counters = Family::default(), "counter", "agent_layers_total", None::<Unit>, "outcome",
-        "Layers requested from the agent: mounted lazily, or left to be unpacked.";
+        "Layers requested from the agent: mounted lazily, left to be unpacked, or refused because their image lacks the provenance that is required.";
     agent_requests: Counters = Family::default(), "counter", "agent_fuse_requests_total", None::<Unit>, "operation",
         "Requests of the kernel for lazily mounted layers, by FUSE operation.";
     agent_reads: Counters = Family::default(), "counter", "agent_reads_total", None::<Unit>, "source",

@@ -29,6 +29,7 @@ use crate::agent::snapshots::{
 use crate::containerd::services::snapshots::v1 as wire;
 use crate::containerd::types;
 use crate::telemetry::log::chain;
+use crate::telemetry::metrics;
 use crate::telemetry::traces::{self, TRACEPARENT};
 
 /// Snapshots in one message of a list, as in containerd's own service.
@@ -75,6 +76,8 @@ impl Snapshotter {
         };
         check.layer(labels).await.map_err(|reason| {
             tracing::warn!(reason = chain(&reason), "layer refused");
+            let refused = [("outcome", "refused")];
+            metrics().agent_layers.get_or_create(&refused).inc();
             Status::failed_precondition(reason.to_string())
         })
     }

@@ -147,6 +147,11 @@ async fn the_manifest_that_containerd_names_must_be_signed() {
     assert!(message.contains(&other.digest.to_string()), "{message}");
     let labels = cri_labels(&node, "c", &one, &signed.digest);
     assert!(node.prepare_on("c", "", labels).await.unwrap());
+    let layers = |outcome: &str| {
+        let name = format!("starlift_agent_layers_total{{outcome=\"{outcome}\"}}");
+        node.agent.metric(&name)
+    };
+    assert_eq!((layers("refused"), layers("lazy")), (Some(2), Some(1)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
