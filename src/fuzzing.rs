@@ -19,6 +19,7 @@ use crate::predict;
 use crate::provenance;
 use crate::registry;
 use crate::rewrite;
+use crate::serve;
 use crate::store;
 
 fn seeds(texts: &[&str]) -> Vec<Vec<u8>> {
@@ -148,5 +149,26 @@ fn statements() {
         provenance::fuzz::seeds(),
         mutate::json,
         provenance::fuzz::statements,
+    );
+}
+
+#[test]
+fn tokens() {
+    run(
+        "tokens",
+        serve::fuzz::seeds(),
+        mutate::json,
+        serve::fuzz::tokens,
+    );
+}
+
+#[test]
+fn certificates() {
+    // The seeds are in the corpus.
+    run(
+        "certificates",
+        seeds(&["\u{30}\u{2}\u{30}\0"]),
+        mutate::bytes,
+        serve::fuzz::certificates,
     );
 }

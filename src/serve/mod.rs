@@ -64,6 +64,8 @@ mod token;
 mod unread;
 
 pub(crate) use access::CertificateFields;
+#[cfg(any(test, fuzzing))]
+pub use access::fuzz;
 pub use access::{
     AccessConfig, AccessError, AccessRule, Action, ImagePattern, IssuerConfig, IssuerError,
     ParseRuleError, UsersError, Who,

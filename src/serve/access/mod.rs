@@ -10,6 +10,8 @@
 
 mod certificate;
 mod config;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod grants;
 mod identity;
 mod oidc;

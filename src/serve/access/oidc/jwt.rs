@@ -11,7 +11,7 @@ use super::keys::{Algorithm, Keys};
 /// The longest token. Those of Kubernetes have one or two KiB; a header of HTTP has 64 KiB.
 const MAX_TOKEN: usize = 16 << 10;
 /// The longest subject.
-const MAX_SUBJECT: usize = 512;
+pub(super) const MAX_SUBJECT: usize = 512;
 /// How far the clocks of issuer and server may differ, in seconds.
 pub(super) const MAX_SKEW: u64 = 30;
 
@@ -116,8 +116,15 @@ impl<'a> Unverified<'a> {
         if !keys.verify(self.kid.as_deref(), algorithm, message, &self.signature) {
             return Err(Flaw::Signature);
         }
+        Claims::checked(&self.payload, audiences, now)
+    }
+}
+
+impl Claims {
+    /// Parses the claims of a token, and checks that it is for one of `audiences` and valid now.
+    pub(super) fn checked(payload: &[u8], audiences: &[String], now: u64) -> Result<Self, Flaw> {
         let payload: Payload =
-            serde_json::from_slice(&self.payload).map_err(|_malformed| Flaw::Claims)?;
+            serde_json::from_slice(payload).map_err(|_malformed| Flaw::Claims)?;
         let is_name =
             |sub: &str| (1..=MAX_SUBJECT).contains(&sub.len()) && !sub.contains(char::is_control);
         if !is_name(&payload.sub) {
@@ -142,7 +149,7 @@ impl<'a> Unverified<'a> {
         {
             return Err(Flaw::Early);
         }
-        Ok(Claims {
+        Ok(Self {
             subject: payload.sub,
             until,
         })

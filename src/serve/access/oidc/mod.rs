@@ -7,6 +7,8 @@
 mod check;
 mod config;
 mod fetch;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod issuer;
 mod jwt;
 mod keys;
