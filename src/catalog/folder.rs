@@ -10,7 +10,7 @@ use crate::aside::aside;
 use crate::oci::Digest;
 
 /// The most files of an answer.
-const MAX_ITEMS: usize = 200;
+pub const MAX_FOLDER_ITEMS: usize = 200;
 /// The longest path of a folder that is shown, in bytes. Deeper ones are not opened.
 pub const MAX_FOLDER_PATH: usize = 1024;
 /// The most bytes of a name, and of the target of a link, that are shown.
@@ -56,8 +56,9 @@ pub struct Item {
 }
 
 impl Catalog {
-    /// Returns the items from number `from` in the folder `path` of a converted layer; `None` if
-    /// the store has no such layer, or the layer no such folder.
+    /// Returns the items from number `from` in the folder `path` of a converted layer, or the last
+    /// ones if there are not so many; `None` if the store has no such layer, or the layer no such
+    /// folder.
     ///
     /// # Errors
     /// When the store fails, or too many TOCs are being read.
@@ -91,10 +92,16 @@ fn read(toc: &Arc<Toc>, path: &[u8], from: usize) -> Option<Folder> {
     let (folders, files): (Vec<_>, Vec<_>) =
         children.partition(|(_, node)| node.kind() == Kind::Directory);
     let shown = folders.into_iter().chain(files);
-    let items = shown.skip(from).take(MAX_ITEMS);
+    let last = total.saturating_sub(1);
+    let from = if from > last {
+        last - last % MAX_FOLDER_ITEMS
+    } else {
+        from
+    };
+    let items = shown.skip(from).take(MAX_FOLDER_ITEMS);
     Some(Folder {
         items: items.map(|(name, node)| item(name, node)).collect(),
-        from: from.min(total),
+        from,
         total,
         bytes: bytes_below(folder),
         entries: toc.len(),

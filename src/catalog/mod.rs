@@ -25,7 +25,7 @@ use crate::learn::Profiles;
 use crate::oci::Digest;
 use crate::store::{Generation, Store};
 pub use error::Error;
-pub use folder::{Folder, Item, MAX_FOLDER_PATH};
+pub use folder::{Folder, Item, MAX_FOLDER_ITEMS, MAX_FOLDER_PATH};
 pub use image::{Content, Image, Layer, Part};
 pub use list::{Entry, Listing};
 pub use start::{Read, Start};

@@ -3,7 +3,9 @@
 use std::convert::Infallible;
 
 use axum::extract::FromRequestParts;
+use http::header::HOST;
 use http::request::Parts;
+use http::uri::Authority;
 use http::{HeaderMap, Uri};
 
 use super::access::ClientCertificate;
@@ -23,6 +25,13 @@ impl Caller {
             certificate: parts.extensions.get().cloned(),
         }
     }
+}
+
+/// Returns `host[:port]` as the client names this server. [The guard](super::guard) has checked it.
+pub(crate) fn named_host<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> Option<&'a str> {
+    let header = headers.get(HOST).and_then(|host| host.to_str().ok());
+    // Over HTTP/2 the target names the host.
+    header.or_else(|| uri.authority().map(Authority::as_str))
 }
 
 impl<S: Sync> FromRequestParts<S> for Caller {

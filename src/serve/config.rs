@@ -246,6 +246,13 @@ impl Config {
         !self.listen.ip().to_canonical().is_loopback()
     }
 
+    /// Whether clients reach this server by TLS: its own, or that of a proxy in front of it, under
+    /// which the token endpoint is then configured.
+    pub(crate) fn is_https(&self) -> bool {
+        let realm = self.access.realm.as_deref().unwrap_or_default();
+        self.tls.is_some() || realm.starts_with("https://")
+    }
+
     /// Returns the URL at which this machine reaches the API.
     pub(crate) fn local_api_url(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };

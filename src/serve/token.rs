@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
-use http::header::{AUTHORIZATION, HOST};
+use http::header::AUTHORIZATION;
 use http::{HeaderMap, StatusCode, Uri};
 use serde_json::json;
 
@@ -19,7 +19,7 @@ use crate::registry::Secret;
 use super::access::{Credentials, Known, Refusal};
 use super::account::Account;
 use super::app::App;
-use super::caller::Caller;
+use super::caller::{self, Caller};
 use super::error::ApiError;
 use super::{request_body, response};
 
@@ -55,14 +55,13 @@ fn realm(app: &App, headers: &HeaderMap, uri: &Uri) -> String {
     if let Some(realm) = &app.config.access.realm {
         return realm.clone();
     }
-    let scheme = if app.config.tls.is_some() {
+    let scheme = if app.config.is_https() {
         "https"
     } else {
         "http"
     };
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-    let host = host.or_else(|| Some(uri.authority()?.as_str()));
-    // The guard has checked the name. It has no character that ends a quoted text.
+    // The name has no character that ends a quoted text.
+    let host = caller::named_host(headers, uri);
     let host = host.map_or_else(|| app.config.listen.to_string(), str::to_owned);
     format!("{scheme}://{host}{PATH}")
 }

@@ -10,7 +10,7 @@ use maud::{Markup, html};
 use super::frame::{self, Page, Tab};
 use super::operator::Viewer;
 use super::{image, images, text};
-use crate::catalog::{Folder, Item, MAX_FOLDER_PATH};
+use crate::catalog::{Folder, Item, MAX_FOLDER_ITEMS, MAX_FOLDER_PATH};
 use crate::oci::Digest;
 use crate::serve::app::App;
 use crate::serve::caller::Caller;
@@ -173,7 +173,7 @@ fn row(place: &Place<'_>, item: &Item) -> Markup {
 fn pager(place: &Place<'_>, folder: &Folder) -> Markup {
     let shown = folder.items.len();
     let (first, behind) = (folder.from, folder.from + shown);
-    let before = first.saturating_sub(shown.max(1));
+    let before = first.saturating_sub(MAX_FOLDER_ITEMS);
     html! {
         @if shown > 0 && shown < folder.total {
             nav class="pager" aria-label="Further files" {

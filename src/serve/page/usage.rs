@@ -1,9 +1,8 @@
 //! How clients use this server, with the name by which the reader reached it.
 
-use http::header::HOST;
 use maud::{Markup, html};
 
-use crate::serve::caller::Caller;
+use crate::serve::caller::{self, Caller};
 use crate::serve::config::Config;
 
 /// The address of images on this server.
@@ -16,13 +15,7 @@ pub(super) struct Host {
 impl Host {
     /// The host that images are pulled from: this one, or that of the public listener.
     pub(super) fn of(config: &Config, caller: &Caller) -> Self {
-        let here = || {
-            let header = caller.headers.get(HOST);
-            let header = header.and_then(|host| host.to_str().ok());
-            // Over HTTP/2 the target names the host.
-            let target = || caller.uri.authority().map(|target| target.as_str());
-            header.or_else(target).map(str::to_owned)
-        };
+        let here = || caller::named_host(&caller.headers, &caller.uri).map(str::to_owned);
         let elsewhere = || match config.hosts.first() {
             Some(name) => format!("{name}:{}", config.listen.port()),
             None => config.listen.to_string(),
@@ -34,7 +27,7 @@ impl Host {
         };
         Self {
             name,
-            is_https: config.tls.is_some(),
+            is_https: config.is_https(),
         }
     }
 
