@@ -15,7 +15,7 @@ use crate::oci::media_type::OCTET_STREAM;
 use crate::oci::range::{Selection, content_range, parse, select};
 use crate::oci::{Digest, Repository};
 use crate::registry;
-use crate::store::{self, Key, Nearby, Object, Store};
+use crate::store::{self, Key, Object, Store};
 use crate::telemetry::metrics;
 use crate::transport::Source;
 
@@ -292,34 +292,18 @@ async fn partial(
 ) -> Result<Response, ApiError> {
     let size = origin.size();
     let mut response = decorated(StatusCode::PARTIAL_CONTENT, digest);
-    let layout = match parts.as_slice() {
-        [part] => {
-            let length = part.end - part.start;
-            response::describe(&mut response, OCTET_STREAM, length);
-            let range = content_range(part, size);
-            response::set(response.headers_mut(), CONTENT_RANGE, &range);
-            let fill =
-                |file: &Nearby, body: &mut [u8]| file.read_cached(body, part.start).then_some(());
-            if let Some(body) = cached(origin, length, fill).await {
-                *response.body_mut() = Body::from(body);
-                return Ok(response);
-            }
-            Layout::single(part.clone())
-        }
-        _ => {
-            let layout = Layout::multipart(parts, size, &boundary(), max_reads)
-                .ok_or_else(ApiError::far_parts)?;
-            response::describe(&mut response, &layout.content_type, layout.length);
-            let fill = |file: &Nearby, body: &mut [u8]| {
-                layout.fill(body, |part, offset| file.read_cached(part, offset))
-            };
-            if let Some(body) = cached(origin, layout.length, fill).await {
-                *response.body_mut() = Body::from(body);
-                return Ok(response);
-            }
-            layout
-        }
+    let layout = if let [part] = parts.as_slice() {
+        let range = content_range(part, size);
+        response::set(response.headers_mut(), CONTENT_RANGE, &range);
+        Layout::single(part.clone())
+    } else {
+        Layout::multipart(parts, size, &boundary(), max_reads).ok_or_else(ApiError::far_parts)?
     };
+    response::describe(&mut response, &layout.content_type, layout.length);
+    if let Some(body) = cached(origin, &layout).await {
+        *response.body_mut() = Body::from(body);
+        return Ok(response);
+    }
     let stream = Box::pin(read(origin.clone(), layout))
         .await
         .map_err(|error| failure(error, ask))?;
@@ -327,22 +311,19 @@ async fn partial(
     Ok(response)
 }
 
-/// The body of `length` bytes, if it is short and all its bytes are in this machine's page cache, so
-/// that `fill` can fill it.
-async fn cached(
-    origin: &Origin,
-    length: u64,
-    fill: impl FnOnce(&Nearby, &mut [u8]) -> Option<()>,
-) -> Option<Bytes> {
+/// The body, if it is short and all its bytes are in this machine's page cache.
+async fn cached(origin: &Origin, layout: &Layout) -> Option<Bytes> {
     let Origin::Store { store, object } = origin else {
         return None;
     };
-    if length > MAX_COPIED {
+    if layout.length > MAX_COPIED {
         return None;
     }
     let file = store.nearby(object).await?;
-    let mut body = store.buffer(usize::try_from(length).ok()?);
-    fill(&file, body.as_mut_slice())?;
+    let mut body = store.buffer(usize::try_from(layout.length).ok()?);
+    layout.fill(body.as_mut_slice(), |part, offset| {
+        file.read_cached(part, offset)
+    })?;
     Some(body.freeze())
 }
 

@@ -7,6 +7,7 @@
 //! ```
 //! Nothing here reads. It plans the reads and cuts their bytes.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::ops::Range;
 
@@ -45,7 +46,7 @@ pub(crate) struct Layout {
     pub(crate) reads: Vec<Read>,
     pub(crate) trailer: Bytes,
     pub(crate) length: u64,
-    pub(crate) content_type: String,
+    pub(crate) content_type: Cow<'static, str>,
 }
 
 impl Layout {
@@ -63,7 +64,7 @@ impl Layout {
             }],
             trailer: Bytes::new(),
             length,
-            content_type: OCTET_STREAM.to_owned(),
+            content_type: OCTET_STREAM.into(),
         }
     }
 
@@ -107,7 +108,7 @@ impl Layout {
             reads,
             trailer,
             length,
-            content_type: format!("multipart/byteranges; boundary={boundary}"),
+            content_type: format!("multipart/byteranges; boundary={boundary}").into(),
         })
     }
 }
