@@ -7,13 +7,13 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 use tokio::runtime::Runtime;
 
-use crate::contest::{Client, Contest, HEAD};
+use crate::contest::{Arguments, Client, Contest, HEAD};
 use crate::docker_registry;
 use crate::harness::{Daemon, free_address, run};
 use crate::images::Image;
@@ -29,22 +29,6 @@ const RANGE: u64 = 64 << 10;
 const CONNECTIONS: usize = 16;
 /// Bytes of the ranges with which the caches are filled.
 const FILL: u64 = 1 << 20;
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct Arguments {
-    /// The name of the image, as the tests' `make-image` knows it.
-    #[arg(default_value = "rootfs")]
-    image: String,
-    /// The executable to measure.
-    #[arg(long, default_value = "target/release/starlift")]
-    starlift: PathBuf,
-    /// Rounds. Every server gets every load once in each round.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// Seconds of each load.
-    #[arg(long, default_value_t = 3)]
-    seconds: u64,
-}
 
 /// The servers over the bucket, and the URLs of the same layer.
 struct Servers {

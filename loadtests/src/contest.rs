@@ -1,12 +1,29 @@
 //! One load for two servers in turn, and the table and plot of how they compare.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::figures::Spread;
 use crate::h2load;
 use crate::harness::Daemon;
 use crate::plot::Bar;
 use crate::wrk::{self, Load, Seen};
+
+/// The options of a load test that holds contests.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The name of the image, as the tests' `make-image` knows it.
+    #[arg(default_value = "rootfs")]
+    pub(crate) image: String,
+    /// The executable to measure.
+    #[arg(long, default_value = "target/release/starlift")]
+    pub(crate) starlift: PathBuf,
+    /// Rounds. Every server gets every load once in each round.
+    #[arg(long, default_value_t = 5)]
+    pub(crate) rounds: usize,
+    /// Seconds of each load.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) seconds: u64,
+}
 
 /// The columns of [`Contest::rows`].
 pub(crate) const HEAD: [&str; 8] = [

@@ -69,10 +69,10 @@ enum Scenario {
     /// Speed and size of every codec considered; needs Go
     Codecs(codecs::Arguments),
     /// `starlift serve`, warm, against nginx and docker-registry; needs both, wrk, curl and skopeo
-    Serve(serve::Arguments),
+    Serve(contest::Arguments),
     /// `starlift serve` over a bucket, against nginx with a proxy cache and docker-registry's redirects;
     /// needs the tools of `serve`, and `moto_server`
-    Bucket(bucket::Arguments),
+    Bucket(contest::Arguments),
     /// `starlift agent` against ext4 and the reference snapshotter; needs root, containerd,
     /// `ctr-remote`, runc and Go
     Agent(agent::Arguments),

@@ -7,13 +7,13 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 use sha2::{Digest as _, Sha256};
 
-use crate::contest::{Client, Contest, HEAD};
+use crate::contest::{Arguments, Client, Contest, HEAD};
 use crate::docker_registry;
 use crate::guarded::Guarded;
 use crate::harness::{Daemon, free_address, run};
@@ -25,22 +25,6 @@ use crate::wrk::{Load, Ranges};
 
 /// The peer of the server with rules.
 const OPEN: &str = "itself without rules";
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct Arguments {
-    /// The name of the image, as the tests' `make-image` knows it.
-    #[arg(default_value = "rootfs")]
-    image: String,
-    /// The executable to measure.
-    #[arg(long, default_value = "target/release/starlift")]
-    starlift: PathBuf,
-    /// Rounds. Every server gets every load once in each round.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// Seconds of each load.
-    #[arg(long, default_value_t = 3)]
-    seconds: u64,
-}
 
 /// The servers, which all hold the same layer and manifest.
 #[derive(Debug)]
