@@ -208,7 +208,7 @@ async fn start_once(node: &Node, image: &Image) -> Outcome {
         return Outcome::Wrong(format!("the check is not written: {error:#}"));
     }
     let outcome = match node.pull(&image.tag).await {
-        Err(_) => Outcome::NotStarted("pull"),
+        Err(error) => Outcome::NotStarted("pull", format!("{error:#}")),
         Ok(()) => run_once(node, image, &folder).await,
     };
     let _later = node.remove(&image.tag).await;
@@ -233,10 +233,10 @@ async fn run_once(node: &Node, image: &Image, folder: &Path) -> Outcome {
         return Outcome::Wrong(format!("node {}, {}: {names}", node.number, image.tag));
     }
     match run {
-        Err(_) => Outcome::NotStarted("run"),
+        Err(error) => Outcome::NotStarted("run", format!("{error:#}")),
         Ok(_) if failed > 0 => Outcome::ReadErrors,
         Ok(_) if right == image.files.len() as u64 => Outcome::Started,
-        Ok(_) => Outcome::NotStarted("check"),
+        Ok(_) => Outcome::NotStarted("check", format!("{right} of {} files", image.files.len())),
     }
 }
 

@@ -10,6 +10,8 @@ use crate::plot::Curve;
 
 /// The number of wrong answers that are kept for the report.
 const SHOWN: usize = 20;
+/// The most characters that are kept of what a command said.
+const MAX_SAID: usize = 300;
 /// The seconds that one point of a curve stands for.
 pub(crate) const PERIOD: f64 = 10.0;
 
@@ -25,8 +27,8 @@ pub(crate) enum Outcome {
     Started,
     /// A new container could not read some files, and all others are right.
     ReadErrors,
-    /// An image was not pulled, or its container did not start: the step.
-    NotStarted(&'static str),
+    /// An image was not pulled, or its container did not start: the step, and what its command said.
+    NotStarted(&'static str, String),
     /// Refused with a status.
     Refused(u16),
     /// The connection failed, or the body broke off.
@@ -43,10 +45,17 @@ impl Outcome {
             Self::Ranges => "ranges, verified".to_owned(),
             Self::Started => "started, every file verified".to_owned(),
             Self::ReadErrors => "started, reads failed, others verified".to_owned(),
-            Self::NotStarted(step) => format!("not started: {step} failed"),
+            Self::NotStarted(step, _) => format!("not started: {step} failed"),
             Self::Refused(status) => format!("refused with {status}"),
             Self::Broken => "connection failed or body broken off".to_owned(),
             Self::Wrong(_) => "WRONG".to_owned(),
+        }
+    }
+
+    fn said(&self) -> Option<&str> {
+        match self {
+            Self::NotStarted(_, said) => Some(said),
+            _ => None,
         }
     }
 
@@ -68,10 +77,18 @@ struct Event {
     is_failure: bool,
 }
 
+#[derive(Debug, Default)]
+struct Count {
+    total: u64,
+    /// What the last one said.
+    last: String,
+}
+
 #[derive(Debug)]
 pub(crate) struct Tally {
     begun: Instant,
-    counts: Mutex<BTreeMap<(&'static str, String), u64>>,
+    /// By kind and name.
+    counts: Mutex<BTreeMap<(&'static str, String), Count>>,
     wrong: Mutex<Vec<String>>,
     events: Mutex<Vec<Event>>,
 }
@@ -101,7 +118,12 @@ impl Tally {
             is_failure: outcome.is_failure(),
         });
         let key = (kind, outcome.name());
-        *self.counts.lock().entry(key).or_default() += 1;
+        let mut counts = self.counts.lock();
+        let count = counts.entry(key).or_default();
+        count.total += 1;
+        if let Some(said) = outcome.said() {
+            count.last = end_of(said);
+        }
     }
 
     /// Returns a row for each kind of client and outcome.
@@ -109,7 +131,14 @@ impl Tally {
         let counts = self.counts.lock();
         counts
             .iter()
-            .map(|((kind, name), count)| vec![(*kind).to_owned(), name.clone(), count.to_string()])
+            .map(|((kind, name), count)| {
+                vec![
+                    (*kind).to_owned(),
+                    name.clone(),
+                    count.total.to_string(),
+                    count.last.clone(),
+                ]
+            })
             .collect()
     }
 
@@ -123,7 +152,7 @@ impl Tally {
         let name = outcome.name();
         let counts = self.counts.lock();
         let same = counts.iter().filter(|((_, other), _)| *other == name);
-        same.map(|(_, count)| count).sum()
+        same.map(|(_, count)| count.total).sum()
     }
 
     /// Returns the kinds of clients.
@@ -183,6 +212,16 @@ impl Tally {
             .map(|(period, events)| (middle(period), events))
             .collect()
     }
+}
+
+/// Returns the end of an error text, as a cell of a table.
+fn end_of(said: &str) -> String {
+    let line = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    let skipped = line.chars().count().saturating_sub(MAX_SAID);
+    line.chars()
+        .skip(skipped)
+        .collect::<String>()
+        .replace('|', "/")
 }
 
 fn percentile(mut values: Vec<f64>, share: f64) -> f64 {
