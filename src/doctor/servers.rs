@@ -107,12 +107,12 @@ fn judge(asked: &[Asked]) -> Vec<Check> {
     let mut fine = Vec::new();
     for host in asked {
         let shown = format!("{} for {}", host.name, host.registry);
-        match &host.outcome {
-            Ok(Entry::Closed) | Err(Error::Unauthorized | Error::Denied) => {
+        match host.outcome.as_ref().map(|entry| entry_text(*entry)) {
+            Ok(None) | Err(Error::Unauthorized | Error::Denied) => {
                 let finding = format!("{shown} refuses this machine");
                 checks.push(refused(finding, host));
             }
-            Ok(entry) => fine.push(format!("{shown} ({})", entry_text(*entry))),
+            Ok(Some(entry)) => fine.push(format!("{shown} ({entry})")),
             Err(Error::Configuration(reason)) => {
                 let mend = "correct the file or the setting that has the credentials";
                 checks.push(Check::bad(CREDENTIALS, format!("{shown}: {reason}"), mend));
@@ -126,12 +126,13 @@ fn judge(asked: &[Asked]) -> Vec<Check> {
     checks
 }
 
-fn entry_text(entry: Entry) -> &'static str {
+/// How a host lets this machine in; `None` if it does not.
+fn entry_text(entry: Entry) -> Option<&'static str> {
     match entry {
-        Entry::Open => "without credentials",
-        Entry::Anonymous => "anonymously",
-        Entry::Login => "with this machine's credentials",
-        Entry::Closed => "not at all",
+        Entry::Open => Some("without credentials"),
+        Entry::Anonymous => Some("anonymously"),
+        Entry::Login => Some("with this machine's credentials"),
+        Entry::Closed => None,
     }
 }
 

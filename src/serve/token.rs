@@ -55,7 +55,7 @@ fn realm(app: &App, headers: &HeaderMap, uri: &Uri) -> String {
     if let Some(realm) = &app.config.access.realm {
         return realm.clone();
     }
-    let scheme = if app.config.is_https() {
+    let scheme = if app.config.tls.is_some() {
         "https"
     } else {
         "http"

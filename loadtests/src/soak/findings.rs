@@ -141,7 +141,7 @@ impl Findings {
         );
         report.table(
             "Requests and starts",
-            &["client", "outcome", "count", "the last one said"],
+            &["client", "outcome", "count", "error of the last"],
             shared.tally.rows(),
         );
         if !self.containers.is_empty() {

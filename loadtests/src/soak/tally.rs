@@ -11,7 +11,7 @@ use crate::plot::Curve;
 /// The number of wrong answers that are kept for the report.
 const SHOWN: usize = 20;
 /// The most characters that are kept of what a command said.
-const MAX_SAID: usize = 300;
+const MAX_ERROR: usize = 300;
 /// The seconds that one point of a curve stands for.
 pub(crate) const PERIOD: f64 = 10.0;
 
@@ -52,9 +52,9 @@ impl Outcome {
         }
     }
 
-    fn said(&self) -> Option<&str> {
+    fn error(&self) -> Option<&str> {
         match self {
-            Self::NotStarted(_, said) => Some(said),
+            Self::NotStarted(_, error) => Some(error),
             _ => None,
         }
     }
@@ -80,8 +80,8 @@ struct Event {
 #[derive(Debug, Default)]
 struct Count {
     total: u64,
-    /// What the last one said.
-    last: String,
+    /// The error of the last one.
+    error: String,
 }
 
 #[derive(Debug)]
@@ -121,8 +121,8 @@ impl Tally {
         let mut counts = self.counts.lock();
         let count = counts.entry(key).or_default();
         count.total += 1;
-        if let Some(said) = outcome.said() {
-            count.last = end_of(said);
+        if let Some(error) = outcome.error() {
+            count.error = end_of(error);
         }
     }
 
@@ -136,7 +136,7 @@ impl Tally {
                     (*kind).to_owned(),
                     name.clone(),
                     count.total.to_string(),
-                    count.last.clone(),
+                    count.error.clone(),
                 ]
             })
             .collect()
@@ -215,9 +215,9 @@ impl Tally {
 }
 
 /// Returns the end of an error text, as a cell of a table.
-fn end_of(said: &str) -> String {
-    let line = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    let skipped = line.chars().count().saturating_sub(MAX_SAID);
+fn end_of(error: &str) -> String {
+    let line = error.split_whitespace().collect::<Vec<_>>().join(" ");
+    let skipped = line.chars().count().saturating_sub(MAX_ERROR);
     line.chars()
         .skip(skipped)
         .collect::<String>()

@@ -1,4 +1,4 @@
-//! Fuzz targets: what says who a client is.
+//! Fuzz targets: the tokens, keys and certificates that identify clients.
 
 use rustls::pki_types::CertificateDer;
 

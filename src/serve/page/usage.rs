@@ -160,7 +160,25 @@ fn code(text: &str) -> Markup {
 
 #[cfg(test)]
 mod tests {
+    use http::{HeaderMap, Uri};
+
     use super::*;
+
+    #[test]
+    fn the_token_endpoint_of_a_proxy_with_tls_makes_the_host_https() {
+        let caller = Caller {
+            headers: HeaderMap::from_iter([(
+                http::header::HOST,
+                "images.example".parse().unwrap(),
+            )]),
+            uri: Uri::from_static("/"),
+            certificate: None,
+        };
+        let mut config = Config::default();
+        assert_eq!(Host::of(&config, &caller).url(), "http://images.example");
+        config.access.realm = Some("https://images.example/token".to_owned());
+        assert_eq!(Host::of(&config, &caller).url(), "https://images.example");
+    }
 
     #[test]
     fn hosts_of_this_machine_are_known() {

@@ -121,7 +121,8 @@ impl<'a> Unverified<'a> {
 }
 
 impl Claims {
-    /// Parses the claims of a token, and checks that it is for one of `audiences` and valid now.
+    /// Parses the claims of a token, whose signature is verified before, and checks that it is for one
+    /// of `audiences` and valid now.
     pub(super) fn checked(payload: &[u8], audiences: &[String], now: u64) -> Result<Self, Flaw> {
         let payload: Payload =
             serde_json::from_slice(payload).map_err(|_malformed| Flaw::Claims)?;
